@@ -1,0 +1,57 @@
+# Thin: each target is a line or two, and says what it does in `make help`.
+SHELL := /bin/bash
+CARGO ?= cargo
+APXS ?= apxs
+DESTDIR ?=
+CGIDIR ?= /usr/lib/offload
+# What building, testing and measuring need, by Debian's names.
+PACKAGES := apache2-bin apache2-dev libclang-dev build-essential openssl curl wget aria2 wrk
+
+.DEFAULT_GOAL := help
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+setup: ## Install the Debian packages that are missing (as root), or name them
+	@missing=$$(for p in $(PACKAGES); do \
+	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	[ -z "$$missing" ] && exit 0; missing=$$(echo $$missing); \
+	if [ "$$(id -u)" != 0 ]; then \
+	    echo "These Debian packages are missing; as root: apt-get install $$missing" >&2; exit 1; fi; \
+	echo "Installing $$missing"; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+
+build: setup ## Build the module, the offload host's program and the demo
+	$(CARGO) build --release --workspace
+
+# The module with a bug on demand, for the tests of what a bug may do. It is built beside the real one.
+faulty: setup
+
+demo: build ## Show it all on loopback: base, offload host, 200 MB; Ctrl-C ends (ONCE=1: ends by itself)
+	@ONCE=$(ONCE) target/release/demo
+
+check: setup ## Format, lints and documentation, warnings refused
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
+
+test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)
+	$(CARGO) test --workspace --no-fail-fast
+
+bench: bench-redirect ## All benchmarks, each beside its peer
+
+bench-redirect: build ## Redirects per second beside mod_alias's Redirect
+	@target/release/bench_redirect
+
+readme: ## Write the tables of directives and settings into the README anew
+	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
+	UPDATE_README=1 $(CARGO) test -q -p offload-cgi the_readme_has
+
+install: build ## Install the module where apxs says, and offload-cgi into CGIDIR
+	install -D -m 644 target/release/libmod_offload.so "$(DESTDIR)$$($(APXS) -q LIBEXECDIR)/mod_offload.so"
+	install -D -m 755 target/release/offload-cgi "$(DESTDIR)$(CGIDIR)/offload-cgi"
+
+clean: ## Remove everything that was built
+	$(CARGO) clean
+
+.PHONY: help setup build faulty demo check test bench bench-redirect readme install clean

@@ -1,0 +1,292 @@
+//! The configuration language: one row a directive.
+//!
+//! From the rows of `directives!` come the field that keeps what a section says, its parsing, its
+//! merging, what holds when nobody says anything, httpd's command table, the texts of `httpd -L` and
+//! the table in the README.
+
+use std::ffi::CStr;
+use std::fmt::Write as _;
+
+use crate::pattern::{AddressPattern, Wildcard};
+use crate::placement::{Host, Placement};
+use crate::setting::{Compile, Listed, Nothing, Setting, Single, Switch};
+use crate::units::Bytes;
+
+/// Where a directive may stand.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Contexts {
+    /// Server, virtual host, directory (also `<Location>`, `<Files>`, `<If>`) and `.htaccess` where
+    /// `AllowOverride Options` permits it.
+    Everywhere,
+}
+
+impl Contexts {
+    /// As the manual says it.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Everywhere => "server, virtual host, directory, .htaccess (Options)",
+        }
+    }
+}
+
+/// A directive: everything that is known about it.
+pub struct Row {
+    /// Its name, as httpd spells it.
+    pub name: &'static CStr,
+    /// Its arguments, as the manual spells them.
+    pub arguments: &'static str,
+    /// What holds when nobody says anything.
+    pub default: fn() -> String,
+    /// Where it may stand.
+    pub contexts: Contexts,
+    /// What it does, in a sentence.
+    pub help: &'static CStr,
+    say: fn(&mut Layer, &[&str], &Compile<'_>) -> Result<(), String>,
+}
+
+impl Row {
+    /// Takes one statement of the directive into what a section says.
+    ///
+    /// # Errors
+    /// A sentence for the administrator: the directive, what was wrong, what would be accepted.
+    pub fn say(
+        &self,
+        layer: &mut Layer,
+        words: &[&str],
+        compile: &Compile<'_>,
+    ) -> Result<(), String> {
+        (self.say)(layer, words, compile).map_err(|problem| {
+            let name = self.name.to_string_lossy();
+            if problem.starts_with('\'') {
+                format!("{name}: {problem}")
+            } else {
+                format!("{name} {problem}: {}", self.arguments)
+            }
+        })
+    }
+}
+
+macro_rules! directives {
+    ($($(#[$doc:meta])* $field:ident: $setting:ty = $default:expr,
+        $name:literal, $arguments:literal, $contexts:expr, $help:literal;)*) => {
+        /// What one section of the configuration says, and after merging: what holds in it.
+        #[derive(Clone, Debug, Default)]
+        pub struct Layer {
+            $($field: $setting,)*
+        }
+
+        impl Layer {
+            /// What holds in an inner section of an outer one.
+            #[must_use]
+            pub fn merged(outer: &Self, inner: &Self) -> Self {
+                Self { $($field: Setting::merged(&outer.$field, &inner.$field),)* }
+            }
+
+            $(
+                $(#[$doc])*
+                pub fn $field(&self) -> <$setting as Setting>::Held<'_> {
+                    self.$field.held($default)
+                }
+            )*
+        }
+
+        /// Every directive, in the order of the manual.
+        pub static ROWS: &[Row] = &[$(
+            Row {
+                name: $name,
+                arguments: $arguments,
+                default: || $default.to_string(),
+                contexts: $contexts,
+                help: $help,
+                say: |layer, words, compile| layer.$field.say(words, compile),
+            },
+        )*];
+    };
+}
+
+directives! {
+    /// Whether requests are considered for offloading at all.
+    engine: Single<Switch> = Switch::Off,
+        c"OffloadEngine", "On|Off", Contexts::Everywhere,
+        c"Whether requests are considered for offloading here at all";
+
+    /// The offload hosts, in the order they were named.
+    hosts: Listed<Host> = Nothing,
+        c"OffloadHost", "HOST[:PORT]|URL-PREFIX [weight=N] [\"if=EXPR\"]", Contexts::Everywhere,
+        c"An offload host; repeatable. 'none' forgets those of outer sections. weight=0 keeps a host known but never chooses it";
+
+    /// How a host is chosen among several.
+    policy: Single<Placement> = Placement::Hash,
+        c"OffloadPolicy", "hash|rotate|random", Contexts::Everywhere,
+        c"How a host is chosen: each file has one home (hash), one after the other (rotate), or by chance (random)";
+
+    /// Files smaller than this stay on the base.
+    min_size: Single<Bytes> = Bytes::new(5120),
+        c"OffloadMinSize", "BYTES", Contexts::Everywhere,
+        c"Smaller files stay here; bytes, or a number with K, M, G or T; 0 = no minimum";
+
+    /// Content types that stay on the base.
+    excluded_types: Listed<Wildcard> = Nothing,
+        c"OffloadExcludeMimeType", "PATTERN...", Contexts::Everywhere,
+        c"Content types that stay here: patterns with * and ?; repeatable. 'none' forgets those of outer sections";
+
+    /// Programs that are served by the base.
+    excluded_agents: Listed<Wildcard> = Nothing,
+        c"OffloadExcludeUserAgent", "PATTERN...", Contexts::Everywhere,
+        c"User-Agents that are served here: patterns with * and ?; repeatable. 'none' forgets those of outer sections";
+
+    /// Clients that are served by the base.
+    excluded_addresses: Listed<AddressPattern> = Nothing,
+        c"OffloadExcludeAddress", "ADDRESS|CIDR|PATTERN...", Contexts::Everywhere,
+        c"Clients that are served here: addresses, networks such as 10.0.0.0/8, or patterns such as 192.168.*; repeatable. 'none' forgets those of outer sections";
+
+    /// Whether each decision is logged.
+    debug: Single<Switch> = Switch::Off,
+        c"OffloadDebug", "On|Off", Contexts::Everywhere,
+        c"Log for each request in one line why it was or was not offloaded";
+}
+
+/// The README's table of directives, in Markdown.
+pub fn manual() -> String {
+    let mut text =
+        String::from("| directive | default | contexts | meaning |\n| --- | --- | --- | --- |\n");
+    for row in ROWS {
+        let (name, help) = (row.name.to_string_lossy(), row.help.to_string_lossy());
+        let arguments = row.arguments.replace('|', "\\|");
+        let (default, contexts) = ((row.default)(), row.contexts.describe());
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "| `{name} {arguments}` | {default} | {contexts} | {help} |");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::setting::Condition;
+
+    fn layer(statements: &[&str]) -> Result<Layer, String> {
+        let mut layer = Layer::default();
+        for statement in statements {
+            let (name, words) = statement.split_once(' ').unwrap_or((statement, ""));
+            let words: Vec<&str> = words.split_whitespace().collect();
+            let row = ROWS.iter().find(|row| row.name.to_str() == Ok(name)).unwrap();
+            row.say(&mut layer, &words, &|text| Ok(Condition::new(text.to_owned())))?;
+        }
+        Ok(layer)
+    }
+
+    fn texts<T: ToString>(entries: &[T]) -> Vec<String> {
+        entries.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn silence_means_the_default_of_the_row() {
+        let layer = Layer::default();
+        assert!(!layer.engine().is_on() && !layer.debug().is_on());
+        assert_eq!(layer.min_size(), Bytes::new(5120));
+        assert_eq!(layer.policy(), Placement::Hash);
+        assert!(layer.hosts().is_empty());
+        let defaults: Vec<String> = ROWS.iter().map(|row| (row.default)()).collect();
+        assert_eq!(defaults, ["Off", "none", "hash", "5K", "none", "none", "none", "Off"]);
+    }
+
+    #[test]
+    fn inner_section_wins_and_silence_inherits() {
+        let outer =
+            layer(&["OffloadEngine On", "OffloadMinSize 1M", "OffloadPolicy random"]).unwrap();
+        let inner = layer(&["OffloadEngine Off", "OffloadMinSize 0"]).unwrap();
+        let merged = Layer::merged(&outer, &inner);
+        assert!(!merged.engine().is_on());
+        assert_eq!(merged.min_size(), Bytes::new(0));
+        assert_eq!(merged.policy(), Placement::Random);
+        assert!(!merged.debug().is_on());
+    }
+
+    #[test]
+    fn lists_add_up_from_the_outer_to_the_inner_section() {
+        let outer =
+            layer(&["OffloadHost cdn1 weight=2", "OffloadExcludeMimeType text/* image/*"]).unwrap();
+        let inner = layer(&["OffloadHost cdn2", "OffloadExcludeMimeType audio/*"]).unwrap();
+        let merged = Layer::merged(&outer, &inner);
+        assert_eq!(texts(merged.hosts()), ["http://cdn1", "http://cdn2"]);
+        assert_eq!(texts(merged.excluded_types()), ["text/*", "image/*", "audio/*"]);
+        assert_eq!(
+            texts(outer.hosts()),
+            ["http://cdn1"],
+            "merging must not change the outer section"
+        );
+    }
+
+    #[test]
+    fn none_forgets_the_outer_section_and_what_follows_counts() {
+        let outer = layer(&["OffloadHost cdn1", "OffloadExcludeUserAgent *bot*"]).unwrap();
+        let inner =
+            layer(&["OffloadHost none", "OffloadHost cdn2", "OffloadExcludeUserAgent None"])
+                .unwrap();
+        let merged = Layer::merged(&outer, &inner);
+        assert_eq!(texts(merged.hosts()), ["http://cdn2"]);
+        assert!(merged.excluded_agents().is_empty());
+        let innermost = Layer::merged(&merged, &layer(&["OffloadHost cdn3"]).unwrap());
+        assert_eq!(texts(innermost.hosts()), ["http://cdn2", "http://cdn3"]);
+    }
+
+    #[test]
+    fn a_host_named_again_takes_the_place_of_the_first() {
+        let outer = layer(&["OffloadHost cdn1 weight=2", "OffloadHost cdn2"]).unwrap();
+        let inner = layer(&["OffloadHost http://CDN1:80/ weight=0"]).unwrap();
+        let merged = Layer::merged(&outer, &inner);
+        assert_eq!(texts(merged.hosts()), ["http://cdn1", "http://cdn2"]);
+        let path = crate::path::CanonicalPath::parse(b"/a").unwrap();
+        for turn in 0..4 {
+            assert_eq!(crate::placement::in_turn(merged.hosts(), turn).unwrap().name(), "cdn2");
+        }
+        assert_eq!(crate::placement::home(merged.hosts(), &path).unwrap().name(), "cdn2");
+    }
+
+    #[test]
+    fn a_mistake_names_the_directive_the_word_and_what_would_be_accepted() {
+        for (statement, sentence) in [
+            ("OffloadEngine maybe", "OffloadEngine: 'maybe' is neither; use On or Off"),
+            ("OffloadEngine", "OffloadEngine takes exactly one argument: On|Off"),
+            ("OffloadEngine On Off", "OffloadEngine takes exactly one argument: On|Off"),
+            (
+                "OffloadHost",
+                "OffloadHost takes at least one argument: HOST[:PORT]|URL-PREFIX [weight=N] [\"if=EXPR\"]",
+            ),
+            (
+                "OffloadMinSize 5X",
+                "OffloadMinSize: '5X' is not a size; use a whole number of bytes, or one with K, M, G or T",
+            ),
+            (
+                "OffloadPolicy best",
+                "OffloadPolicy: 'best' is no policy; use hash, rotate or random",
+            ),
+        ] {
+            assert_eq!(layer(&[statement]).unwrap_err(), sentence);
+        }
+    }
+
+    #[test]
+    fn a_mistake_leaves_what_was_said_before() {
+        let mut layer = layer(&["OffloadHost cdn1"]).unwrap();
+        let row = ROWS.iter().find(|row| row.name == c"OffloadHost").unwrap();
+        let words = ["cdn2", "weight=x"];
+        assert!(row.say(&mut layer, &words, &|text| Ok(Condition::new(text.to_owned()))).is_err());
+        assert_eq!(texts(layer.hosts()), ["http://cdn1"]);
+    }
+
+    #[test]
+    fn the_readme_has_the_table_that_the_rows_make() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+        let readme = std::fs::read_to_string(file).unwrap();
+        let (begin, end) = ("<!-- directives: begin -->\n", "<!-- directives: end -->");
+        let (before, rest) = readme.split_once(begin).unwrap();
+        let (table, after) = rest.split_once(end).unwrap();
+        if std::env::var_os("UPDATE_README").is_some() {
+            std::fs::write(file, format!("{before}{begin}{}{end}{after}", manual())).unwrap();
+        } else {
+            assert_eq!(table, manual(), "run `make readme`");
+        }
+    }
+}

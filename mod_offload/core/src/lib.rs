@@ -1,0 +1,22 @@
+//! What mod_offload and offload-cgi decide, as functions of plain values.
+//!
+//! Nothing here knows httpd, a socket, a clock or a thread; time and chance are arguments.
+//!
+//! | module | the question it answers |
+//! | --- | --- |
+//! | [`units`] | how much, how long: text to value and back |
+//! | [`path`] | which file a URL path means, and how it is spelled in a header |
+//! | [`pattern`] | does a wildcard or an address range of the configuration fit |
+//! | [`placement`] | which offload host serves a file |
+//! | [`setting`] | how a directive's words become a value, and how an inner section overrides |
+//! | [`directive`] | the table of directives, and what a section says with them |
+//! | [`verdict`] | may this request be offloaded, and why not |
+#![forbid(unsafe_code)]
+
+pub mod directive;
+pub mod path;
+pub mod pattern;
+pub mod placement;
+pub mod setting;
+pub mod units;
+pub mod verdict;
