@@ -26,6 +26,8 @@ build: setup ## Build the module, the offload host's program and the demo
 
 # The module with a bug on demand, for the tests of what a bug may do. It is built beside the real one.
 faulty: setup
+	$(CARGO) build --release -p mod_offload --features fault-injection
+	@mkdir -p target/faulty && cp target/release/libmod_offload.so target/faulty/mod_offload.so
 
 demo: build ## Show it all on loopback: base, offload host, 200 MB; Ctrl-C ends (ONCE=1: ends by itself)
 	@ONCE=$(ONCE) target/release/demo
@@ -33,6 +35,7 @@ demo: build ## Show it all on loopback: base, offload host, 200 MB; Ctrl-C ends 
 check: setup ## Format, lints and documentation, warnings refused
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	$(CARGO) clippy -p mod_offload --features fault-injection -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
 
 test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)

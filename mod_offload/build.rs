@@ -1,0 +1,64 @@
+//! Binds the module to the installed httpd.
+
+use std::env;
+use std::path::PathBuf;
+
+/// What the fence uses of httpd and APR; nothing else is bound.
+const ALLOWED: &[&str] = &[
+    "request_rec",
+    "server_rec",
+    "process_rec",
+    "cmd_parms",
+    "command_rec",
+    "module",
+    "ap_filter_t",
+    "ap_filter_rec_t",
+    "ap_auth_type",
+    "ap_expr_exec",
+    "ap_expr_parse_cmd_mi",
+    "ap_get_module_config",
+    "ap_set_module_config",
+    "ap_hook_handler",
+    "ap_hook_post_config",
+    "ap_set_content_type",
+    "ap_state_query",
+    "apr_palloc",
+    "apr_pool_cleanup_null",
+    "apr_pool_cleanup_register",
+    "apr_pool_userdata_get",
+    "apr_pool_userdata_setn",
+    "apr_table_clear",
+    "apr_table_get",
+    "apr_table_setn",
+    "offload_log_request",
+    "offload_log_server",
+    "offload_send_body",
+    "APLOG_(ERR|WARNING|NOTICE)",
+    "APR_(SUCCESS|HOOK_FIRST|HOOK_MIDDLE|HOOK_REALLY_LAST)",
+    "apr_filetype_e",
+    "AP_EXPR_FLAG_(DONT_VARY|RESTRICTED)",
+    "AP_SQ_(MAIN_STATE|MS_CREATE_PRE_CONFIG)",
+    "DECLINED",
+    "HTTP_(OK|TEMPORARY_REDIRECT|INTERNAL_SERVER_ERROR)",
+    "MODULE_MAGIC_(COOKIE|NUMBER_MAJOR|NUMBER_MINOR)",
+    "M_GET",
+    "OK",
+    "OR_OPTIONS",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/ffi/shim.h");
+    // httpd closes its modules at each restart and opens them again; Rust's standard library keeps
+    // thread-local destructors and cannot be taken out of a process.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-z,nodelete");
+    // An older copy of the module may still be in the process, under another file name: each must mean
+    // its own record when it says `offload_module`.
+    println!("cargo::rustc-cdylib-link-arg=-Wl,-Bsymbolic");
+    let to = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("httpd.rs");
+    let built = apxs_build::Httpd::ask().and_then(|httpd| {
+        httpd.compile_shim("src/ffi/shim.c")?;
+        httpd.write_bindings("src/ffi/shim.h", ALLOWED, &to)
+    });
+    apxs_build::finish(built);
+}

@@ -1,0 +1,218 @@
+//! The exported module record, the registration of hooks, and their trampolines.
+
+use std::cell::UnsafeCell;
+use std::ffi::{c_char, c_int, c_void};
+use std::ptr;
+
+use offload_core::directive::Layer;
+
+use super::commands::COMMANDS;
+use super::guard::{self, guard};
+use super::log::Level;
+use super::pool::Pool;
+use super::request::Request;
+use super::server::{self, Server, ServerState};
+use super::sys;
+use crate::hooks::{self, Answer};
+
+/// The module record. httpd writes into it while it loads the module, before it calls anything of ours,
+/// and when it unloads it; at no other time.
+#[repr(transparent)]
+pub(super) struct Record(UnsafeCell<sys::module>);
+
+// SAFETY: httpd writes into the record only while it has a single thread, when it reads its
+// configuration (mod_so.c); at all other times it is only read.
+unsafe impl Sync for Record {}
+
+impl Record {
+    /// Under which number httpd knows the module.
+    pub(super) fn index(&self) -> c_int {
+        // SAFETY: nothing of ours runs while httpd writes into the record.
+        unsafe { (*self.0.get()).module_index }
+    }
+}
+
+/// What `LoadModule offload_module` looks for.
+#[allow(non_upper_case_globals)] // httpd's naming
+#[unsafe(no_mangle)]
+pub(super) static offload_module: Record = Record(UnsafeCell::new(sys::module {
+    // STANDARD20_MODULE_STUFF of http_config.h
+    version: sys::MODULE_MAGIC_NUMBER_MAJOR.cast_signed(),
+    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR.cast_signed(),
+    module_index: -1,
+    name: c"mod_offload.c".as_ptr(),
+    dynamic_load_handle: ptr::null_mut(),
+    next: ptr::null_mut(),
+    magic: sys::MODULE_MAGIC_COOKIE as _,
+    rewrite_args: None,
+    create_dir_config: Some(create_dir_config),
+    merge_dir_config: Some(merge_dir_config),
+    create_server_config: Some(create_server_config),
+    merge_server_config: None,
+    cmds: COMMANDS.first(),
+    register_hooks: Some(register_hooks),
+    flags: 0,
+}));
+
+/// Our entry in a configuration vector, if httpd made one.
+///
+/// # Safety
+/// `vector` is NULL or a configuration vector of httpd which lives for `'a`, and our entries in vectors
+/// of its kind are of type `T` and are changed only through what `T` itself synchronises.
+pub(super) unsafe fn config<'a, T>(vector: *mut sys::ap_conf_vector_t) -> Option<&'a T> {
+    if vector.is_null() {
+        return None;
+    }
+    // SAFETY: the caller promises the vector; httpd only reads our record's index.
+    let entry = unsafe { sys::ap_get_module_config(vector, offload_module.0.get()) };
+    // SAFETY: the caller promises the type and the life; it is NULL where no section said anything.
+    unsafe { entry.cast::<T>().as_ref() }
+}
+
+/// Sets our entry in a configuration vector.
+///
+/// # Safety
+/// `vector` is a live vector of httpd, and `entry` lives as long as it and is of the type that `config`
+/// is asked for in vectors of its kind.
+pub(super) unsafe fn set_config<T>(vector: *mut sys::ap_conf_vector_t, entry: *const T) {
+    // SAFETY: the caller promises the vector; httpd only reads our record's index.
+    unsafe { sys::ap_set_module_config(vector, offload_module.0.get(), entry.cast_mut().cast()) };
+}
+
+/// httpd calls this each time it reads its configuration.
+unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
+    guard((), report_start, || {
+        guard::install();
+        // Once the configuration is read, before the children are made.
+        // SAFETY: the trampoline has the hook's type and, as the module is linked with -z nodelete, stays
+        // where it is; there are no lists of predecessors.
+        unsafe {
+            sys::ap_hook_post_config(
+                Some(post_config),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_MIDDLE.cast_signed(),
+            );
+        }
+
+        // After everything that decides who answers: URI translation, access control, fixups with their
+        // rewrites, SetHandler and filters.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_handler(
+                Some(first_handler),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_FIRST.cast_signed(),
+            );
+        }
+        // Just before httpd's own handler for files: whoever else wanted the request has taken it.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_handler(
+                Some(last_handler),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_REALLY_LAST.cast_signed() - 1,
+            );
+        }
+    });
+}
+
+unsafe extern "C" fn create_dir_config(
+    pool: *mut sys::apr_pool_t,
+    _folder: *mut c_char,
+) -> *mut c_void {
+    guard(ptr::null_mut(), report_start, || {
+        // SAFETY: httpd passes the pool that the section lives in.
+        unsafe { Pool::borrow(pool) }
+            .map_or(ptr::null_mut(), |pool| pool.own(Layer::default()).cast())
+    })
+}
+
+/// Runs while the configuration is read, and for each request whose file lies in several sections.
+unsafe extern "C" fn merge_dir_config(
+    pool: *mut sys::apr_pool_t,
+    outer: *mut c_void,
+    inner: *mut c_void,
+) -> *mut c_void {
+    // Without what holds for it, a request stays on the base.
+    guard(ptr::null_mut(), report_start, || {
+        // SAFETY: httpd passes two of our own records, which live at least as long as `pool`; nobody
+        // changes them any more.
+        let outer = unsafe { outer.cast::<Layer>().as_ref() };
+        // SAFETY: as above.
+        let inner = unsafe { inner.cast::<Layer>().as_ref() };
+        // SAFETY: httpd passes the pool that the merged record shall live in.
+        let pool = unsafe { Pool::borrow(pool) };
+        match (pool, outer, inner) {
+            (Some(pool), Some(outer), Some(inner)) => pool.own(Layer::merged(outer, inner)).cast(),
+            _ => ptr::null_mut(),
+        }
+    })
+}
+
+unsafe extern "C" fn create_server_config(
+    pool: *mut sys::apr_pool_t,
+    _server: *mut sys::server_rec,
+) -> *mut c_void {
+    guard(ptr::null_mut(), report_start, || {
+        // SAFETY: httpd passes the configuration's pool.
+        unsafe { Pool::borrow(pool) }
+            .map_or(ptr::null_mut(), |pool| pool.own(ServerState::default()).cast())
+    })
+}
+
+unsafe extern "C" fn post_config(
+    _configuration: *mut sys::apr_pool_t,
+    _log: *mut sys::apr_pool_t,
+    _temporary: *mut sys::apr_pool_t,
+    server: *mut sys::server_rec,
+) -> c_int {
+    guard(sys::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), report_start, || {
+        // SAFETY: ap_state_query only reads httpd's own state.
+        let state = unsafe { sys::ap_state_query(sys::AP_SQ_MAIN_STATE.cast_signed()) };
+        // httpd reads everything twice when it starts; the first time is a rehearsal.
+        if state == sys::AP_SQ_MS_CREATE_PRE_CONFIG.cast_signed() {
+            return sys::OK.cast_signed();
+        }
+        // SAFETY: httpd passes the main server, which lives as long as the configuration.
+        match unsafe { Server::borrow(server) }.map(hooks::post_config) {
+            Some(true) => sys::OK.cast_signed(),
+            _ => sys::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
+        }
+    })
+}
+
+unsafe extern "C" fn first_handler(r: *mut sys::request_rec) -> c_int {
+    // SAFETY: httpd passes a live request.
+    unsafe { handle(r, hooks::first_handler) }
+}
+
+unsafe extern "C" fn last_handler(r: *mut sys::request_rec) -> c_int {
+    // SAFETY: httpd passes a live request.
+    unsafe { handle(r, hooks::last_handler) }
+}
+
+/// # Safety
+/// `r` is the live request that httpd passed to a handler.
+unsafe fn handle(r: *mut sys::request_rec, hook: fn(Request<'_>) -> Answer) -> c_int {
+    let report = |line: &str| {
+        // SAFETY: the caller promises a live request; the borrow ends with the hook.
+        if let Some(request) = unsafe { Request::borrow(r) } {
+            request.log(Level::Error, line);
+        }
+    };
+    guard(sys::HTTP_INTERNAL_SERVER_ERROR.cast_signed(), report, || {
+        // SAFETY: the caller promises a live request; the borrow ends with the hook.
+        match unsafe { Request::borrow(r) }.map(hook) {
+            Some(Answer::Done) => sys::OK.cast_signed(),
+            Some(Answer::Declined) | None => sys::DECLINED,
+        }
+    })
+}
+
+fn report_start(line: &str) {
+    // SAFETY: without a server httpd writes to the log of the process.
+    unsafe { server::log(ptr::null(), Level::Error, line) };
+}

@@ -1,0 +1,23 @@
+//! `mod_offload.so`: redirects downloads from the server that owns the files to offload hosts.
+//!
+//! # The life of a request
+//!
+//! 1. httpd starts, reads the configuration, and hands each directive to [`ffi::commands`], which lets
+//!    `offload_core::directive` read it into what its section says.
+//! 2. [`hooks::post_config`] looks up the offload hosts' names, and makes the memory that all children
+//!    share.
+//! 3. A child gets a request: translation, access control and fixups are other modules' business. httpd
+//!    merges what the sections of the request's file say.
+//! 4. [`hooks::first_handler`] runs before every handler that could answer. It gathers facts, lets
+//!    `offload_core::verdict` walk the checklist and `offload_core::placement` choose a host.
+//! 5. [`hooks::last_handler`] runs just before httpd's own handler for files. If a host was chosen, and no
+//!    other module has taken the request, it answers 307; else it declines, as if the module were not
+//!    there.
+//!
+//! `ffi` is the fence around everything unsafe; the rest is safe code and knows no pointer.
+#![deny(unsafe_code)]
+
+#[allow(unsafe_code)] // the fence; see its rules
+mod ffi;
+mod hooks;
+mod resolver;
