@@ -1,0 +1,87 @@
+//! Why a file could not be had, in words that fit into a file as well as into a reply.
+
+use std::fmt;
+use std::io;
+
+/// A kind of failure, and the sentence for the error log.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Failure {
+    pub(crate) kind: Kind,
+    pub(crate) sentence: String,
+}
+
+/// What can be done about a failure.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kind {
+    /// The base has another version by now: ask it again.
+    Changed,
+    /// The file is not one that an offload host may serve.
+    Refused,
+    /// The base does not answer, or not in a way that makes sense, or broke off.
+    Down,
+    /// The base, or the process that reads from it, makes no progress.
+    TimedOut,
+    /// The cache cannot take the file: serve it without.
+    NoRoom,
+}
+
+impl Kind {
+    const ALL: [(Self, &str); 5] = [
+        (Self::Changed, "changed"),
+        (Self::Refused, "refused"),
+        (Self::Down, "down"),
+        (Self::TimedOut, "timed-out"),
+        (Self::NoRoom, "no-room"),
+    ];
+
+    /// The status that a client gets for it.
+    pub(crate) fn status(self) -> u16 {
+        match self {
+            Self::Changed => 503,
+            Self::Refused => 403,
+            Self::Down => 502,
+            Self::TimedOut => 504,
+            Self::NoRoom => 507,
+        }
+    }
+
+    pub(crate) fn says(self, sentence: impl Into<String>) -> Failure {
+        Failure { kind: self, sentence: sentence.into() }
+    }
+}
+
+impl Failure {
+    /// A failure of the cache's own disk, whatever it is: the file can still be passed through.
+    pub(crate) fn of_cache(what: &str, error: &io::Error) -> Self {
+        Kind::NoRoom.says(format!("{what}: {error}"))
+    }
+
+    /// Reads what `to_string` wrote.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (word, sentence) = text.trim_end_matches('\n').split_once(' ')?;
+        let (kind, _) = Kind::ALL.iter().find(|(_, name)| *name == word)?;
+        Some(kind.says(sentence))
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = Kind::ALL.iter().find(|(kind, _)| *kind == self.kind).map_or("", |row| row.1);
+        write!(f, "{word} {}", self.sentence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_read_back_as_it_was_written() {
+        for (kind, _) in Kind::ALL {
+            let failure = kind.says("the base said: no");
+            assert_eq!(Failure::parse(&failure.to_string()), Some(failure));
+        }
+        assert_eq!(Failure::parse("nonsense here"), None);
+        assert_eq!(Failure::parse(""), None);
+    }
+}

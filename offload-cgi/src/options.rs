@@ -1,0 +1,388 @@
+//! Environment and command line -> Options: one row a setting, and one sentence for each wrong one.
+
+mod base;
+
+use std::ffi::{OsStr, OsString};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use offload_core::units::{Bytes, Span};
+
+pub(crate) use self::base::{Address, Base};
+
+/// What the administrator has decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    /// The base, whose name is sent as `Host`.
+    pub(crate) base: Base,
+    /// Where to connect to, instead of looking the base's name up.
+    pub(crate) address: Option<Address>,
+    /// The cache's folder.
+    pub(crate) cache: PathBuf,
+    /// What the cache leaves free on its disk.
+    pub(crate) keep_free: Share,
+    /// How old the last good check may be when a copy is served while the base is down.
+    pub(crate) stale_if_error: Span,
+    /// How long to wait without progress.
+    pub(crate) timeout: Span,
+    /// Certificates to trust for an https base, instead of the system's.
+    pub(crate) ca: Option<PathBuf>,
+    /// The access log.
+    pub(crate) log: Option<PathBuf>,
+    /// Whether to say why each request was answered as it was.
+    pub(crate) debug: bool,
+    /// The settings as they were written, for the process that fills the cache.
+    pub(crate) written: Vec<(&'static str, OsString)>,
+    /// What is odd but no reason to stop; one line each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// A part of a disk: so many bytes, or so many of a hundred.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Share {
+    Bytes(Bytes),
+    Percent(u8),
+}
+
+impl Share {
+    fn parse(word: &str) -> Result<Self, String> {
+        let Some(number) = word.strip_suffix('%') else {
+            return Bytes::parse(word).map(Self::Bytes).map_err(|error| {
+                if error.contains("too large") { error } else { format!("{error}, or 0% to 100%") }
+            });
+        };
+        match number.parse::<u8>() {
+            Ok(percent) if percent <= 100 && number.bytes().all(|byte| byte.is_ascii_digit()) => {
+                Ok(Self::Percent(percent))
+            }
+            _ => Err(format!("'{word}' is not a share of the disk; use 0% to 100%, or bytes")),
+        }
+    }
+
+    /// The bytes of a disk of `total` bytes.
+    pub(crate) fn of(self, total: u64) -> u64 {
+        match self {
+            Self::Bytes(bytes) => bytes.count(),
+            Self::Percent(percent) => {
+                let percent = u64::from(percent);
+                total / 100 * percent + total % 100 * percent / 100
+            }
+        }
+    }
+}
+
+/// What has been set so far; what is missing gets its default in `finish`.
+#[derive(Default)]
+struct Draft {
+    base: Option<Base>,
+    address: Option<Address>,
+    cache: Option<PathBuf>,
+    keep_free: Option<Share>,
+    stale_if_error: Option<Span>,
+    timeout: Option<Span>,
+    ca: Option<PathBuf>,
+    log: Option<PathBuf>,
+    debug: bool,
+}
+
+/// One setting: environment variable and flag have the same name in two spellings.
+struct Setting {
+    variable: &'static str,
+    flag: &'static str,
+    help: &'static str,
+    set: fn(&mut Draft, &OsStr) -> Result<(), String>,
+}
+
+const SETTINGS: [Setting; 9] = [
+    Setting {
+        variable: "OFFLOAD_BASE",
+        flag: "base",
+        help: "http(s)://HOST[:PORT] of the base server (required)",
+        set: |draft, value| put(&mut draft.base, Base::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_BASE_ADDRESS",
+        flag: "base-address",
+        help: "address[:port] to connect to instead of looking HOST up",
+        set: |draft, value| put(&mut draft.address, Address::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_CACHE",
+        flag: "cache",
+        help: "the cache's folder, absolute; made 0700 when missing (required)",
+        set: |draft, value| put(&mut draft.cache, absolute(value)),
+    },
+    Setting {
+        variable: "OFFLOAD_KEEP_FREE",
+        flag: "keep-free",
+        help: "what stays free on the cache's disk: bytes (K M G T) or % [5%]",
+        set: |draft, value| put(&mut draft.keep_free, Share::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_STALE_IF_ERROR",
+        flag: "stale-if-error",
+        help: "how old a copy may be served while the base is down [1d]",
+        set: |draft, value| put(&mut draft.stale_if_error, Span::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_TIMEOUT",
+        flag: "timeout",
+        help: "how long to wait for the base without progress [45s]",
+        set: |draft, value| put(&mut draft.timeout, patience(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_CA",
+        flag: "ca",
+        help: "PEM file of certificates to trust for an https base [the system's]",
+        set: |draft, value| put(&mut draft.ca, absolute(value)),
+    },
+    Setting {
+        variable: "OFFLOAD_LOG",
+        flag: "log",
+        help: "access log file, combined format [none]",
+        set: |draft, value| put(&mut draft.log, absolute(value)),
+    },
+    Setting {
+        variable: "OFFLOAD_DEBUG",
+        flag: "debug",
+        help: "on or off: say on stderr why each request was answered as it was [off]",
+        set: |draft, value| {
+            draft.debug = switch(word(value)?)?;
+            Ok(())
+        },
+    },
+];
+
+/// Settings that belong to the program and that this version does not act on yet.
+const LATER: [&str; 7] = [
+    "OFFLOAD_CACHE_MAX",
+    "OFFLOAD_FRESH",
+    "OFFLOAD_MAX_DUPES",
+    "OFFLOAD_DUPE_MODE",
+    "OFFLOAD_MAX_CLIENTS",
+    "OFFLOAD_TRUST",
+    "OFFLOAD_DOCUMENT_ROOT",
+];
+
+impl Options {
+    /// Reads the environment, then the flags (`name`, value), which win.
+    ///
+    /// # Errors
+    /// One sentence that names the setting, what it is set to and what would be accepted.
+    pub(crate) fn read(
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        flags: &[(String, OsString)],
+    ) -> Result<Self, String> {
+        let mut warnings = Vec::new();
+        let mut written: Vec<(&'static str, OsString)> = Vec::new();
+        for (name, value) in environment {
+            if let Some(setting) = SETTINGS.iter().find(|setting| name == setting.variable) {
+                written.push((setting.variable, value));
+            } else if let Some(later) = LATER.iter().find(|later| name == **later) {
+                warnings.push(format!("{later} is not supported by this version and is ignored"));
+            } else if name.as_encoded_bytes().starts_with(b"OFFLOAD_") {
+                warnings.push(format!("{} is no setting and is ignored", name.display()));
+            }
+        }
+        for (flag, value) in flags {
+            let setting = SETTINGS.iter().find(|setting| setting.flag == flag);
+            let setting = setting.ok_or_else(|| format!("--{flag} is no setting; see --help"))?;
+            written.retain(|(variable, _)| *variable != setting.variable);
+            written.push((setting.variable, value.clone()));
+        }
+        // Not the environment's order, so that the first of two mistakes is always the same one.
+        let mut draft = Draft::default();
+        for setting in &SETTINGS {
+            for (_, value) in written.iter().filter(|(variable, _)| *variable == setting.variable) {
+                (setting.set)(&mut draft, value)
+                    .map_err(|error| format!("{}: {error}", setting.variable))?;
+            }
+        }
+        draft.finish(written, warnings)
+    }
+
+    /// The text that `--help` prints about the settings.
+    pub(crate) fn help() -> String {
+        let mut text = String::new();
+        for setting in &SETTINGS {
+            let _ = writeln!(
+                text,
+                "  --{:<15} {:<23} {}",
+                setting.flag, setting.variable, setting.help
+            );
+        }
+        text
+    }
+
+    /// Whether there is a flag of this name.
+    pub(crate) fn has_flag(flag: &str) -> bool {
+        SETTINGS.iter().any(|setting| setting.flag == flag)
+    }
+}
+
+impl Draft {
+    fn finish(
+        self,
+        written: Vec<(&'static str, OsString)>,
+        warnings: Vec<String>,
+    ) -> Result<Options, String> {
+        let missing =
+            |variable: &str, what: &str| format!("{variable} is not set; set it to {what}");
+        Ok(Options {
+            base: self
+                .base
+                .ok_or_else(|| missing("OFFLOAD_BASE", "http://HOST[:PORT] of the base server"))?,
+            address: self.address,
+            cache: self
+                .cache
+                .ok_or_else(|| missing("OFFLOAD_CACHE", "the absolute path of a folder"))?,
+            keep_free: self.keep_free.unwrap_or(Share::Percent(5)),
+            stale_if_error: self.stale_if_error.unwrap_or(Span::seconds(86_400)),
+            timeout: self.timeout.unwrap_or(Span::seconds(45)),
+            ca: self.ca,
+            log: self.log,
+            debug: self.debug,
+            written,
+            warnings,
+        })
+    }
+}
+
+fn put<T>(field: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
+    *field = Some(value?);
+    Ok(())
+}
+
+fn word(value: &OsStr) -> Result<&str, String> {
+    value.to_str().ok_or_else(|| format!("'{}' is not text", value.display()))
+}
+
+fn absolute(value: &OsStr) -> Result<PathBuf, String> {
+    let path = PathBuf::from(value);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(format!("'{}' is not an absolute path; begin it with '/'", value.display()))
+    }
+}
+
+fn patience(word: &str) -> Result<Span, String> {
+    match Span::parse(word)? {
+        span if span.duration().is_zero() => {
+            Err(format!("'{word}' is no time at all; use 1s or more"))
+        }
+        span => Ok(span),
+    }
+}
+
+fn switch(word: &str) -> Result<bool, String> {
+    match word.to_ascii_lowercase().as_str() {
+        "on" | "yes" | "true" | "1" => Ok(true),
+        "off" | "no" | "false" | "0" => Ok(false),
+        _ => Err(format!("'{word}' is neither on nor off; use one of these")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(lines: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Options, String> {
+        let required = [("OFFLOAD_BASE", "http://base.test"), ("OFFLOAD_CACHE", "/var/cache/x")];
+        let mut environment: Vec<(OsString, OsString)> = Vec::new();
+        for (name, value) in required.iter().chain(lines) {
+            environment.retain(|(other, _)| other != name);
+            environment.push((name.into(), value.into()));
+        }
+        let flags: Vec<_> =
+            flags.iter().map(|&(name, value)| (name.to_owned(), value.into())).collect();
+        Options::read(environment, &flags)
+    }
+
+    #[test]
+    fn the_readme_has_the_table_that_the_rows_make() {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../README.md");
+        let readme = std::fs::read_to_string(file).unwrap();
+        let (begin, end) = ("<!-- settings: begin -->\n", "<!-- settings: end -->");
+        let (before, rest) = readme.split_once(begin).unwrap();
+        let (table, after) = rest.split_once(end).unwrap();
+        let mut made =
+            String::from("| variable | flag | meaning [default] |\n| --- | --- | --- |\n");
+        for Setting { variable, flag, help, .. } in &SETTINGS {
+            writeln!(made, "| `{variable}` | `--{flag}` | {help} |").unwrap();
+        }
+        if std::env::var_os("UPDATE_README").is_some() {
+            std::fs::write(file, format!("{before}{begin}{made}{end}{after}")).unwrap();
+        } else {
+            assert_eq!(table, made, "run `make readme`");
+        }
+    }
+
+    #[test]
+    fn what_is_not_set_has_its_default() {
+        let options = read(&[], &[]).unwrap();
+        assert_eq!(options.base.to_string(), "http://base.test:80");
+        assert_eq!(options.keep_free, Share::Percent(5));
+        assert_eq!(options.stale_if_error, Span::seconds(86_400));
+        assert_eq!(options.timeout, Span::seconds(45));
+        assert!(!options.debug && options.warnings.is_empty());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_environment_and_is_handed_on() {
+        let options = read(&[("OFFLOAD_TIMEOUT", "1s")], &[("timeout", "2s")]).unwrap();
+        assert_eq!(options.timeout, Span::seconds(2));
+        assert!(options.written.contains(&("OFFLOAD_TIMEOUT", "2s".into())));
+        assert!(read(&[], &[("tiemout", "2s")]).unwrap_err().contains("--tiemout"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_named_with_its_setting_and_the_remedy() {
+        for (name, value, remedy) in [
+            ("OFFLOAD_BASE", "ftp://x", "http://HOST"),
+            ("OFFLOAD_BASE_ADDRESS", "[::1", "address[:port]"),
+            ("OFFLOAD_CACHE", "cache", "begin it with '/'"),
+            ("OFFLOAD_KEEP_FREE", "101%", "0% to 100%"),
+            ("OFFLOAD_KEEP_FREE", "+5%", "0% to 100%"),
+            ("OFFLOAD_KEEP_FREE", "lots", "0% to 100%"),
+            ("OFFLOAD_STALE_IF_ERROR", "1y", "h, d or w"),
+            ("OFFLOAD_TIMEOUT", "0", "1s or more"),
+            ("OFFLOAD_CA", "ca.pem", "begin it with '/'"),
+            ("OFFLOAD_LOG", "log", "begin it with '/'"),
+            ("OFFLOAD_DEBUG", "", "on nor off"),
+        ] {
+            let error = read(&[(name, value)], &[]).unwrap_err();
+            assert!(
+                error.starts_with(name)
+                    && error.contains(&format!("'{value}'"))
+                    && error.contains(remedy),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_required_is_asked_for() {
+        let error = Options::read([], &[]).unwrap_err();
+        assert!(error.contains("OFFLOAD_BASE is not set"), "{error}");
+        let base = ("OFFLOAD_BASE".into(), "http://x".into());
+        let error = Options::read([base], &[]).unwrap_err();
+        assert!(error.contains("OFFLOAD_CACHE is not set"), "{error}");
+    }
+
+    #[test]
+    fn unknown_and_later_settings_are_a_warning_each() {
+        let options = read(&[("OFFLOAD_FRESH", "1s"), ("OFFLOAD_TYPO", "x")], &[]).unwrap();
+        assert_eq!(options.warnings.len(), 2);
+        assert!(options.warnings[0].contains("OFFLOAD_FRESH is not supported by this version"));
+        assert!(options.warnings[1].contains("OFFLOAD_TYPO is no setting"));
+    }
+
+    #[test]
+    fn a_share_of_any_disk_is_exact() {
+        assert_eq!(Share::Percent(5).of(1000), 50);
+        assert_eq!(Share::Percent(100).of(u64::MAX), u64::MAX);
+        assert_eq!(Share::Percent(0).of(u64::MAX), 0);
+        assert_eq!(Share::Bytes(Bytes::new(7)).of(1), 7);
+    }
+}

@@ -1,0 +1,283 @@
+//! The base server: HEAD and GET, built from scratch, with time-outs on progress and no proxy ever.
+
+use std::io::{self, Read};
+
+use ureq::config::Config;
+use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
+use ureq::http::{Response, Uri};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::typestate::WithoutBody;
+use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
+use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
+use ureq::{Agent, Body, BodyReader, RequestBuilder};
+
+use crate::failure::{Failure, Kind};
+use crate::http::Part;
+use crate::options::{Base, Options};
+use crate::representation::{Representation, Unfit, text};
+
+/// The base server and how to speak to it.
+pub(crate) struct Origin {
+    agent: Agent,
+    base: Base,
+}
+
+/// What the base says to a HEAD.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// 200: the file, as it is now.
+    File(Representation),
+    /// Another status, to be passed on.
+    Other(Other),
+}
+
+/// A status of the base other than 200, and what belongs to it.
+#[derive(Debug)]
+pub(crate) struct Other {
+    pub(crate) status: u16,
+    pub(crate) location: Option<String>,
+    pub(crate) retry_after: Option<String>,
+}
+
+/// A file on its way from the base.
+pub(crate) struct Incoming {
+    pub(crate) representation: Representation,
+    /// The bytes from `first` on.
+    pub(crate) first: u64,
+    reader: BodyReader<'static>,
+}
+
+impl Origin {
+    /// Prepares connections; opens none.
+    ///
+    /// # Errors
+    /// A sentence, when OFFLOAD_CA cannot be used.
+    pub(crate) fn new(options: &Options) -> Result<Self, String> {
+        let patience = Some(options.timeout.duration());
+        let roots = match &options.ca {
+            Some(path) if options.base.is_tls() => roots(path)?,
+            _ => RootCerts::PlatformVerifier,
+        };
+        let config = Agent::config_builder()
+            .proxy(None)
+            .max_redirects(0)
+            .http_status_as_error(false)
+            .user_agent(concat!("offload-cgi/", env!("CARGO_PKG_VERSION")))
+            .accept("")
+            .accept_encoding("identity")
+            .tls_config(TlsConfig::builder().root_certs(roots).build())
+            .timeout_resolve(patience)
+            .timeout_connect(patience)
+            .timeout_send_request(patience)
+            .timeout_recv_response(patience)
+            // Of each read, not of the whole: a transfer that goes on for hours is fine.
+            .timeout_per_read(patience)
+            .max_response_header_size(32 << 10)
+            .max_idle_connections(0)
+            .build();
+        let fixed = options.address.as_ref().map(|address| address.authority(&options.base));
+        let resolver = Pinned { fixed, resolver: DefaultResolver::default() };
+        let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
+        Ok(Self { agent, base: options.base.clone() })
+    }
+
+    /// Asks for the state of a file.
+    ///
+    /// # Errors
+    /// `Down`, `TimedOut`, or `Refused` when the file is not one to serve.
+    pub(crate) fn head(&self, path: &str) -> Result<Answer, Failure> {
+        let request = self.ask(self.agent.head(self.base.url(path)));
+        let response = request.call().map_err(|error| failure("HEAD", &error))?;
+        let headers = response.headers();
+        match response.status().as_u16() {
+            200 => match Representation::read(headers, None) {
+                Err(Unfit::NoLength) if !headers.contains_key("transfer-encoding") => {
+                    self.measure(path)
+                }
+                read => read.map(Answer::File).map_err(refusal),
+            },
+            401 => Err(refusal(Unfit::Authentication)),
+            _ if headers.contains_key("www-authenticate") => Err(refusal(Unfit::Authentication)),
+            status @ (300..=303 | 305..=406 | 408..=599) => Ok(Answer::Other(Other {
+                status,
+                location: text(headers, "location").map(str::to_owned),
+                retry_after: text(headers, "retry-after").map(str::to_owned),
+            })),
+            status => Err(Kind::Down.says(format!(
+                "the base answered HEAD with status {status}, which makes no sense"
+            ))),
+        }
+    }
+
+    /// Starts to fetch the version `wanted`, all of it or (if the base can do that) a part.
+    ///
+    /// # Errors
+    /// `Changed` when the base has another version by now, else as `head`.
+    pub(crate) fn get(
+        &self,
+        path: &str,
+        wanted: &Representation,
+        part: Part,
+    ) -> Result<Incoming, Failure> {
+        let get = |conditions: Vec<(&str, String)>| {
+            let mut request = self.ask(self.agent.get(self.base.url(path)));
+            for (name, value) in conditions {
+                request = request.header(name, value);
+            }
+            request.call().map_err(|error| failure("GET", &error))
+        };
+        let mut response = get([version(wanted), range(wanted, part)].concat())?;
+        if response.status().as_u16() == 412 {
+            // Perhaps it is this version all the same: httpd compares with the ETag that it would have
+            // given, whatever mod_headers makes of it. What comes is compared below.
+            response = get(range(wanted, part))?;
+        }
+        let first = match response.status().as_u16() {
+            200 => 0,
+            206 if content_range(response.headers()) == Some(part.content_range(wanted.length)) => {
+                part.first
+            }
+            401 => return Err(refusal(Unfit::Authentication)),
+            status @ (500..=599 | 206) => {
+                return Err(Kind::Down.says(format!("the base answered GET with status {status}")));
+            }
+            status => {
+                return Err(Kind::Changed.says(format!(
+                    "the base answered HEAD with status 200, but GET with {status}"
+                )));
+            }
+        };
+        incoming(response, wanted, first)
+    }
+
+    /// Asks for the state of a file by GET, and does not read the file: httpd leaves out the length of
+    /// an empty file when it answers HEAD.
+    fn measure(&self, path: &str) -> Result<Answer, Failure> {
+        let request = self.ask(self.agent.get(self.base.url(path)));
+        let response = request.call().map_err(|error| failure("GET", &error))?;
+        if response.status().as_u16() != 200 {
+            return Err(Kind::Changed.says("the base answered HEAD with status 200, but not GET"));
+        }
+        Representation::read(response.headers(), None).map(Answer::File).map_err(refusal)
+    }
+
+    /// The headers that every request has; nothing of the client's.
+    fn ask(&self, request: RequestBuilder<WithoutBody>) -> RequestBuilder<WithoutBody> {
+        request.header("X-Mod-Offload-Bypass", "true").header("Connection", "close")
+    }
+}
+
+impl Read for Incoming {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.reader.read(buffer)
+    }
+}
+
+/// What went wrong while a body was read.
+pub(crate) fn body_failure(error: io::Error) -> Failure {
+    failure("GET", &ureq::Error::from(error))
+}
+
+/// The header that makes the base answer with this very version or not at all.
+fn version(wanted: &Representation) -> Vec<(&'static str, String)> {
+    match (&wanted.validators.etag, &wanted.validators.modified) {
+        (Some(etag), _) if !etag.is_weak() => vec![("If-Match", etag.as_str().to_owned())],
+        (_, Some(modified)) => vec![("If-Unmodified-Since", modified.as_str().to_owned())],
+        _ => Vec::new(),
+    }
+}
+
+/// The header that asks for a part only.
+fn range(wanted: &Representation, part: Part) -> Vec<(&'static str, String)> {
+    if part == Part::whole(wanted.length) || part.length == 0 {
+        return Vec::new();
+    }
+    let last = part.first.saturating_add(part.length - 1);
+    vec![("Range", format!("bytes={}-{last}", part.first))]
+}
+
+fn content_range(headers: &HeaderMap) -> Option<String> {
+    text(headers, "content-range").map(str::to_owned)
+}
+
+/// Makes sure that what comes is what was wanted: the headers of the GET rule.
+fn incoming(
+    response: Response<Body>,
+    wanted: &Representation,
+    first: u64,
+) -> Result<Incoming, Failure> {
+    let partial = response.status().as_u16() == 206;
+    let total = partial.then_some(wanted.length);
+    let mut headers = response.headers().clone();
+    if partial {
+        // A 206 need not repeat what the client knows from If-Match.
+        let etag = wanted.validators.etag.as_ref().map(|etag| etag.as_str());
+        let modified = wanted.validators.modified.as_ref().map(|modified| modified.as_str());
+        for (name, value) in [("etag", etag), ("last-modified", modified)] {
+            if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
+                headers.entry(HeaderName::from_static(name)).or_insert(value);
+            }
+        }
+    }
+    let representation = Representation::read(&headers, total).map_err(refusal)?;
+    if representation.generation() != wanted.generation() {
+        return Err(Kind::Changed.says("the base has another version by now"));
+    }
+    Ok(Incoming { representation, first, reader: response.into_body().into_reader() })
+}
+
+fn refusal(unfit: Unfit) -> Failure {
+    Kind::Refused.says(unfit.to_string())
+}
+
+fn failure(what: &str, error: &ureq::Error) -> Failure {
+    let timed_out = match error {
+        ureq::Error::Timeout(_) => true,
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::TimedOut,
+        _ => false,
+    };
+    let kind = if timed_out { Kind::TimedOut } else { Kind::Down };
+    kind.says(format!("{what} to the base failed: {error}"))
+}
+
+fn roots(path: &std::path::Path) -> Result<RootCerts, String> {
+    let wrong = |what: &dyn std::fmt::Display| {
+        format!("OFFLOAD_CA: '{}': {what}; name a file of certificates in PEM", path.display())
+    };
+    let pem = std::fs::read(path).map_err(|error| wrong(&error))?;
+    let mut certificates = Vec::new();
+    for item in parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| wrong(&error))? {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(wrong(&"there is no certificate in it"));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+/// Looks names up, but for a base whose address is given.
+#[derive(Debug)]
+struct Pinned {
+    fixed: Option<String>,
+    resolver: DefaultResolver,
+}
+
+impl Resolver for Pinned {
+    fn resolve(
+        &self,
+        uri: &Uri,
+        config: &Config,
+        timeout: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
+        let Some(fixed) = &self.fixed else { return self.resolver.resolve(uri, config, timeout) };
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(fixed.as_str())
+            .path_and_query("/")
+            .build()
+            .map_err(ureq::Error::Http)?;
+        self.resolver.resolve(&uri, config, timeout)
+    }
+}

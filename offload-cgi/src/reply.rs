@@ -1,0 +1,93 @@
+//! A reply: status, headers, a body, and what the log is to know about it.
+
+use crate::body::Body;
+use crate::failure::{Failure, Kind};
+
+/// What a client is to be sent.
+pub(crate) struct Reply<'a> {
+    pub(crate) code: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Body<'a>,
+    /// Why it is what it is.
+    pub(crate) note: String,
+    /// Whether the error log is to have the note in any case.
+    pub(crate) loud: bool,
+}
+
+impl<'a> Reply<'a> {
+    /// A head without headers.
+    pub(crate) fn new(code: u16) -> Self {
+        Self { code, headers: Vec::new(), body: Body::None, note: String::new(), loud: false }
+    }
+
+    /// A short plain page.
+    pub(crate) fn page(code: u16, sentence: &str) -> Self {
+        let text = format!("{sentence}\n");
+        Self::new(code)
+            .header("Content-Type", "text/plain; charset=utf-8")
+            .header("Content-Length", &text.len().to_string())
+            .header("X-Content-Type-Options", "nosniff")
+            .body(Body::Text(text))
+    }
+
+    /// A page about what the client did wrong; the log is told.
+    pub(crate) fn refused(code: u16, why: &str) -> Self {
+        Self::page(code, &format!("This request is refused: {why}.")).loud(why)
+    }
+
+    /// A page about what went wrong elsewhere; the log is told.
+    pub(crate) fn failed(failure: &Failure) -> Self {
+        let code = failure.kind.status();
+        let reply = match failure.kind {
+            Kind::Refused => {
+                let why = &failure.sentence;
+                Self::page(code, &format!("This file is not served from here: {why}."))
+            }
+            Kind::Changed => Self::page(code, "The file is changing; try again in a moment.")
+                .header("Retry-After", "1"),
+            Kind::TimedOut => Self::page(code, "The base server does not answer in time.")
+                .header("Retry-After", "30"),
+            Kind::Down | Kind::NoRoom => {
+                Self::page(code, "The base server cannot be asked.").header("Retry-After", "30")
+            }
+        };
+        reply.status("offload; fwd=miss").loud(&failure.sentence)
+    }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The `Cache-Status` (RFC 9211).
+    pub(crate) fn status(self, text: &str) -> Self {
+        let reply = self.header("Cache-Status", text);
+        if reply.note.is_empty() { reply.note(text) } else { reply }
+    }
+
+    pub(crate) fn body(mut self, body: Body<'a>) -> Self {
+        self.body = body;
+        self
+    }
+
+    pub(crate) fn note(mut self, why: &str) -> Self {
+        why.clone_into(&mut self.note);
+        self
+    }
+
+    fn loud(mut self, why: &str) -> Self {
+        self.loud = true;
+        self.note(why)
+    }
+
+    /// The head as a CGI writes it.
+    pub(crate) fn head(&self) -> String {
+        let mut text = format!("Status: {}\r\n", self.code);
+        for (name, value) in &self.headers {
+            // The base's values are printable by now; this is the last door to the client.
+            let value: String = value.chars().filter(|letter| !letter.is_control()).collect();
+            text.push_str(&format!("{name}: {value}\r\n"));
+        }
+        text + "\r\n"
+    }
+}

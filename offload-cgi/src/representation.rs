@@ -1,0 +1,217 @@
+//! What the base says about a file: validators, length, the headers that travel with it.
+
+use std::fmt;
+
+use sha2::{Digest as _, Sha256};
+use ureq::http::HeaderMap;
+
+use crate::http::{EntityTag, Modified, Validators, parse_date};
+
+/// One version of a file.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub(crate) struct Representation {
+    pub(crate) validators: Validators,
+    pub(crate) length: u64,
+    /// Those of `HEADERS` that the base sent.
+    pub(crate) headers: Vec<(&'static str, String)>,
+}
+
+/// The base's headers that are stored with a file and passed on, besides the validators.
+pub(crate) const HEADERS: [&str; 13] = [
+    "Access-Control-Allow-Origin",
+    "Cache-Control",
+    "Content-Disposition",
+    "Content-Encoding",
+    "Content-Language",
+    "Content-MD5",
+    "Content-Security-Policy",
+    "Content-Type",
+    "Digest",
+    "Expires",
+    "Repr-Digest",
+    "Vary",
+    "X-Content-Type-Options",
+];
+
+/// Why a file is not one that an offload host may serve. Every one of them is a 403.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unfit {
+    Authentication,
+    NoLength,
+    NoValidator,
+    Cookie,
+    Private,
+    Varies,
+}
+
+impl fmt::Display for Unfit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Authentication => "the base wants authentication for it",
+            Self::NoLength => "the base does not say how long it is (Content-Length)",
+            Self::NoValidator => "the base gives it neither ETag nor Last-Modified",
+            Self::Cookie => "the base sets a cookie with it (Set-Cookie)",
+            Self::Private => "the base says that it is not for everybody (Cache-Control)",
+            Self::Varies => "the base gives different clients different content for it (Vary)",
+        })
+    }
+}
+
+impl Representation {
+    /// Reads the headers of a 200, or of a 206 of a file of `total` bytes.
+    ///
+    /// # Errors
+    /// `Unfit`, when the file must not be served from here.
+    pub(crate) fn read(headers: &HeaderMap, total: Option<u64>) -> Result<Self, Unfit> {
+        if headers.contains_key("www-authenticate") {
+            return Err(Unfit::Authentication);
+        }
+        if headers.contains_key("set-cookie") {
+            return Err(Unfit::Cookie);
+        }
+        if lists(headers, "cache-control", &["private", "no-store"]) {
+            return Err(Unfit::Private);
+        }
+        if lists(headers, "vary", &["*", "authorization", "cookie"]) {
+            return Err(Unfit::Varies);
+        }
+        let validators = Validators {
+            etag: text(headers, "etag").and_then(EntityTag::parse),
+            modified: text(headers, "last-modified").and_then(Modified::parse),
+            answered: text(headers, "date").and_then(parse_date),
+        };
+        if validators.etag.is_none() && validators.modified.is_none() {
+            return Err(Unfit::NoValidator);
+        }
+        let length = total.or_else(|| content_length(headers)).ok_or(Unfit::NoLength)?;
+        let headers =
+            HEADERS.iter().filter_map(|&name| Some((name, joined(headers, name)?))).collect();
+        Ok(Self { validators, length, headers })
+    }
+
+    /// The name of this version: the same for what has the same validators and length.
+    pub(crate) fn generation(&self) -> String {
+        let etag = self.validators.etag.as_ref().map_or("", EntityTag::as_str);
+        let modified = self.validators.modified.as_ref().map_or("", Modified::as_str);
+        let digest = Sha256::digest(format!("{etag}\0{modified}\0{}", self.length));
+        hex(&digest[..16])
+    }
+}
+
+/// The bytes in lower-case hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write as _;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The one `Content-Length`; none when the base sent several, or a coding that makes it void.
+fn content_length(headers: &HeaderMap) -> Option<u64> {
+    if headers.contains_key("transfer-encoding")
+        || headers.get_all("content-length").iter().count() != 1
+    {
+        return None;
+    }
+    let digits = text(headers, "content-length")?;
+    // Files are addressed with signed offsets.
+    digits.parse().ok().filter(|length| *length <= i64::MAX.unsigned_abs())
+}
+
+/// The value of a header that is printable ASCII; every other one is as good as not sent.
+pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+/// All values of a header as one list.
+fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
+    let values: Option<Vec<&str>> =
+        headers.get_all(name).iter().map(|value| value.to_str().ok()).collect();
+    values.filter(|values| !values.is_empty()).map(|values| values.join(", "))
+}
+
+/// Whether a list header has one of these words, with or without an argument.
+fn lists(headers: &HeaderMap, name: &str, words: &[&str]) -> bool {
+    headers.get_all(name).iter().any(|value| {
+        String::from_utf8_lossy(value.as_bytes()).split(',').any(|item| {
+            let word = item.split('=').next().unwrap_or("").trim();
+            words.iter().any(|wanted| word.eq_ignore_ascii_case(wanted))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use ureq::http::{HeaderName, HeaderValue};
+
+    use super::*;
+
+    fn read(lines: &[(&str, &str)]) -> Result<Representation, Unfit> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(
+                name.parse::<HeaderName>().unwrap(),
+                HeaderValue::from_bytes(value.as_bytes()).unwrap(),
+            );
+        }
+        Representation::read(&headers, None)
+    }
+
+    const LENGTH: (&str, &str) = ("Content-Length", "5");
+    const ETAG: (&str, &str) = ("ETag", "\"v1\"");
+    const DATE: (&str, &str) = ("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT");
+
+    #[test]
+    fn what_is_not_for_everybody_is_unfit() {
+        for (line, unfit) in [
+            (("WWW-Authenticate", "Basic"), Unfit::Authentication),
+            (("Set-Cookie", "a=b"), Unfit::Cookie),
+            (("Cache-Control", "max-age=1, Private"), Unfit::Private),
+            (("Cache-Control", "private=\"x\""), Unfit::Private),
+            (("Cache-Control", "no-store"), Unfit::Private),
+            (("Vary", "Accept-Encoding, cookie"), Unfit::Varies),
+            (("Vary", "Authorization"), Unfit::Varies),
+            (("Vary", "*"), Unfit::Varies),
+        ] {
+            assert_eq!(read(&[LENGTH, ETAG, line]), Err(unfit), "{line:?}");
+        }
+        for line in [("Cache-Control", "no-cache, max-age=0"), ("Vary", "Accept-Encoding")] {
+            assert!(read(&[LENGTH, ETAG, line]).is_ok(), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_validator_and_one_length_are_required() {
+        assert!(read(&[LENGTH, ETAG]).is_ok() && read(&[LENGTH, DATE]).is_ok());
+        assert_eq!(read(&[LENGTH]), Err(Unfit::NoValidator));
+        assert_eq!(read(&[LENGTH, ("ETag", "v1")]), Err(Unfit::NoValidator));
+        assert_eq!(read(&[ETAG]), Err(Unfit::NoLength));
+        assert_eq!(read(&[ETAG, LENGTH, ("Content-Length", "6")]), Err(Unfit::NoLength));
+        assert_eq!(read(&[ETAG, LENGTH, ("Transfer-Encoding", "chunked")]), Err(Unfit::NoLength));
+        assert_eq!(read(&[ETAG, ("Content-Length", "18446744073709551615")]), Err(Unfit::NoLength));
+    }
+
+    #[test]
+    fn only_printable_headers_of_the_list_travel() {
+        let lines = [LENGTH, ETAG, ("Content-Type", "a/b"), ("Server", "x"), ("Expires", "\u{fc}")];
+        assert_eq!(read(&lines).unwrap().headers, [("Content-Type", "a/b".to_owned())]);
+    }
+
+    #[test]
+    fn each_validator_and_the_length_make_a_generation() {
+        let versions = [
+            read(&[LENGTH, ETAG]),
+            read(&[LENGTH, ("ETag", "W/\"v1\"")]),
+            read(&[LENGTH, DATE]),
+            read(&[LENGTH, ETAG, DATE]),
+            read(&[("Content-Length", "6"), ETAG]),
+        ];
+        let mut names: Vec<_> =
+            versions.iter().map(|one| one.as_ref().unwrap().generation()).collect();
+        assert!(names.iter().all(|name| name.len() == 32));
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), versions.len());
+    }
+}

@@ -1,0 +1,133 @@
+//! Files of the cache: opened without following links, written whole or not at all, locked.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// The longest text file that is read: records are far shorter.
+const LONGEST: u64 = 256 << 10;
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC);
+    options
+}
+
+/// Opens to read.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    options().read(true).open(path)
+}
+
+/// Opens to set the time of.
+pub(super) fn open_to_touch(path: &Path) -> io::Result<File> {
+    options().append(true).open(path)
+}
+
+/// Makes a new file, which must not be there.
+pub(super) fn create(path: &Path) -> io::Result<File> {
+    options().write(true).create_new(true).open(path)
+}
+
+/// Reads a text file.
+pub(super) fn read(file: File) -> io::Result<String> {
+    let mut text = String::new();
+    file.take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Writes a file so that it has either its old content or its new one, also after a power cut.
+/// The caller holds the lock that this file belongs to.
+pub(super) fn write(path: &Path, bytes: &[u8], time: Option<SystemTime>) -> io::Result<()> {
+    let temporary = temporary(path);
+    let file = write_new(&temporary, bytes)?;
+    if let Some(time) = time {
+        file.set_modified(time)?;
+    }
+    file.sync_all()?;
+    rename(&temporary, path)
+}
+
+/// Writes a file at once, but not for ever: a power cut may take it away.
+pub(super) fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = temporary(path);
+    write_new(&temporary, bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// Always the same name, for the lock lets nobody else write: what a crash leaves is found again.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".tmp");
+    PathBuf::from(name)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
+    remove(path)?;
+    let mut file = create(path)?;
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// Renames within a folder, to stay.
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    to.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+}
+
+/// Removes a file, which need not be there.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Moves a file out of the way, under its own name: one damaged file of a name is kept.
+pub(super) fn put_aside(path: &Path, quarantine: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(quarantine)?;
+    let Some(name) = path.file_name() else { return Ok(()) };
+    match fs::rename(path, quarantine.join(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Takes a lock, unless another process has it. The kernel gives it back when its last holder dies.
+pub(super) fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let file = open_lock(path)?;
+        match fs2::FileExt::try_lock_exclusive(&file) {
+            Ok(()) if is_there(&file, path) => return Ok(Some(file)),
+            // Its holder has removed it: what was locked is not what others see.
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Takes a lock, and waits for it.
+pub(super) fn lock(path: &Path) -> io::Result<File> {
+    loop {
+        let file = open_lock(path)?;
+        fs2::FileExt::lock_exclusive(&file)?;
+        if is_there(&file, path) {
+            return Ok(file);
+        }
+    }
+}
+
+/// Opens a lock file to read only: nobody who waits for the folder is woken when it is closed.
+fn open_lock(path: &Path) -> io::Result<File> {
+    options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_CREAT).open(path)
+}
+
+fn is_there(file: &File, path: &Path) -> bool {
+    let number = |found: fs::Metadata| (found.dev(), found.ino());
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(locked), Ok(seen)) => number(locked) == number(seen),
+        _ => false,
+    }
+}

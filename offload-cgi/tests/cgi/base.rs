@@ -1,0 +1,223 @@
+//! A base server for tests: says what its script says, and counts.
+
+use std::collections::HashMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+/// A file of the base, and how it behaves.
+#[derive(Clone)]
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    pub(crate) etag: Option<String>,
+    pub(crate) modified: Option<String>,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+    /// After so many bytes of a GET's body the base waits for `Base::release`.
+    pub(crate) pause_at: Option<usize>,
+    /// After so many bytes of a GET's body the base closes the connection.
+    pub(crate) break_at: Option<usize>,
+    /// Whether the base understands Range and If-Match.
+    pub(crate) simple: bool,
+}
+
+impl Page {
+    pub(crate) fn new(etag: &str, body: impl Into<Vec<u8>>) -> Self {
+        Self {
+            status: 200,
+            etag: (!etag.is_empty()).then(|| etag.to_owned()),
+            modified: Some("Sun, 06 Nov 1994 08:49:37 GMT".into()),
+            headers: vec![("Content-Type".into(), "application/x-test".into())],
+            body: body.into(),
+            pause_at: None,
+            break_at: None,
+            simple: false,
+        }
+    }
+
+    pub(crate) fn status(status: u16, headers: &[(&str, &str)]) -> Self {
+        let mut page = Self::new("", "no");
+        page.status = status;
+        page.modified = None;
+        page.with(headers)
+    }
+
+    pub(crate) fn with(mut self, headers: &[(&str, &str)]) -> Self {
+        for (name, value) in headers {
+            self.headers.push(((*name).to_owned(), (*value).to_owned()));
+        }
+        self
+    }
+}
+
+/// One request, as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: String,
+    pub(crate) headers: HashMap<String, String>,
+}
+
+#[derive(Default)]
+struct State {
+    pages: HashMap<String, Page>,
+    /// What a path becomes when it has been asked with HEAD.
+    after_head: HashMap<String, Page>,
+    seen: Vec<Seen>,
+    released: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    down: AtomicBool,
+}
+
+/// The server; it ends with the test's process.
+pub(crate) struct Base {
+    pub(crate) port: u16,
+    shared: Arc<Shared>,
+}
+
+impl Base {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let shared = Arc::new(Shared::default());
+        let server = Arc::clone(&shared);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let shared = Arc::clone(&server);
+                thread::spawn(move || serve(stream, &shared));
+            }
+        });
+        Self { port, shared }
+    }
+
+    pub(crate) fn put(&self, path: &str, page: Page) {
+        self.shared.state.lock().unwrap().pages.insert(path.to_owned(), page);
+    }
+
+    /// What `path` becomes right after the next HEAD.
+    pub(crate) fn put_after_head(&self, path: &str, page: Page) {
+        self.shared.state.lock().unwrap().after_head.insert(path.to_owned(), page);
+    }
+
+    /// From now on every connection is closed at once.
+    pub(crate) fn go_down(&self) {
+        self.shared.down.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets all paused answers go on.
+    pub(crate) fn release(&self) {
+        self.shared.state.lock().unwrap().released = true;
+        self.shared.changed.notify_all();
+    }
+
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.shared.state.lock().unwrap().seen.clone()
+    }
+
+    pub(crate) fn count(&self, method: &str) -> usize {
+        self.seen().iter().filter(|seen| seen.method == method).count()
+    }
+
+    /// Waits until so many requests of a method have come.
+    pub(crate) fn wait_for(&self, method: &str, count: usize) {
+        let mut state = self.shared.state.lock().unwrap();
+        while state.seen.iter().filter(|seen| seen.method == method).count() < count {
+            state = self.shared.changed.wait(state).unwrap();
+        }
+    }
+}
+
+fn serve(mut stream: TcpStream, shared: &Shared) {
+    if shared.down.load(Ordering::SeqCst) {
+        return;
+    }
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut line = String::new();
+    if reader.read_line(&mut line).unwrap_or(0) == 0 {
+        return;
+    }
+    let mut words = line.split_whitespace();
+    let (method, path) = (words.next().unwrap().to_owned(), words.next().unwrap().to_owned());
+    let mut headers = HashMap::new();
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line).unwrap();
+        let Some((name, value)) = line.trim_end().split_once(':') else { break };
+        headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+    }
+    let page = {
+        let mut state = shared.state.lock().unwrap();
+        let page = state.pages.get(&path).cloned();
+        if method == "HEAD"
+            && let Some(next) = state.after_head.remove(&path)
+        {
+            state.pages.insert(path, next);
+        }
+        state.seen.push(Seen { method: method.clone(), headers: headers.clone() });
+        shared.changed.notify_all();
+        page.unwrap_or_else(|| Page::status(404, &[]))
+    };
+    // The client may be gone: that is its affair.
+    let _ = respond(&mut stream, &page, &method, &headers, shared);
+}
+
+fn respond(
+    stream: &mut TcpStream,
+    page: &Page,
+    method: &str,
+    headers: &HashMap<String, String>,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    let mut status = page.status;
+    let mut body = page.body.as_slice();
+    let mut head = String::new();
+    if let Some(wanted) = headers.get("if-match")
+        && !page.simple
+        && Some(wanted) != page.etag.as_ref()
+    {
+        (status, body) = (412, b"");
+    } else if let Some(range) = headers.get("range")
+        && !page.simple
+    {
+        let (first, last) = range["bytes=".len()..].split_once('-').unwrap();
+        let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
+        status = 206;
+        head += &format!("Content-Range: bytes {first}-{last}/{}\r\n", body.len());
+        body = &body[first..=last];
+    }
+    for (name, value) in &page.headers {
+        head += &format!("{name}: {value}\r\n");
+    }
+    if let Some(etag) = &page.etag {
+        head += &format!("ETag: {etag}\r\n");
+    }
+    if let Some(modified) = &page.modified {
+        head += &format!("Last-Modified: {modified}\r\n");
+    }
+    if !page.headers.iter().any(|(name, _)| name == "Transfer-Encoding") {
+        head += &format!("Content-Length: {}\r\n", body.len());
+    }
+    let date = "Date: Sun, 06 Nov 1994 09:00:00 GMT\r\nConnection: close\r\n";
+    write!(stream, "HTTP/1.1 {status} X\r\n{date}{head}\r\n")?;
+    if method == "HEAD" {
+        return Ok(());
+    }
+    let mut sent = 0;
+    if let Some(pause) = page.pause_at {
+        stream.write_all(&body[..pause])?;
+        stream.flush()?;
+        sent = pause;
+        let mut state = shared.state.lock().unwrap();
+        while !state.released {
+            state = shared.changed.wait(state).unwrap();
+        }
+    }
+    let end = page.break_at.unwrap_or(body.len());
+    stream.write_all(&body[sent..end.max(sent)])
+}

@@ -1,0 +1,16 @@
+//! The program as a CGI, run by hand against a base that does what its script says.
+
+// Helpers of tests are tests: what fails in them is to stop the test.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod base;
+mod failing;
+mod host;
+mod serving;
+mod settings;
+mod together;
+
+/// Bytes that differ from each other, so that a wrong offset is noticed.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..=250u8).cycle().zip((0..=12u8).cycle()).map(|(a, b)| a ^ b).take(length).collect()
+}
