@@ -1,0 +1,190 @@
+//! `make demo`: a base and an offload host on loopback, and a 200 MB file downloaded through both.
+//!
+//! Cold, warm, and the rest of a download that was cut off; each is compared by its SHA-256 with the
+//! file on the base. Then the servers stay until Ctrl-C, or end at once with `ONCE=1`.
+
+// A demonstration ends where something does not hold.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::fs::{self, File, Permissions};
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, Signal};
+use offload_tests::offload::{HOST_ADDRESS, Pair, PairSetup};
+use offload_tests::{Mpm, Scratch, Setup, eventually, reachable_by_server, workspace, write_bytes};
+use sha2::{Digest, Sha256};
+
+const SIZE: u64 = 200 << 20;
+const PATH: &str = "/files/200%20MB.bin";
+/// A download that is not cold may cost the base a few heads and no more.
+const HEADS: u64 = 10_000;
+
+fn main() -> ExitCode {
+    let once = std::env::var("ONCE").is_ok_and(|once| once == "1");
+
+    let folder = chosen_folder();
+    println!("folder     {} (configurations and logs stay there)", folder.display());
+    let pair = start(&folder);
+    // From here on a Ctrl-C waits until it is asked for. Not earlier: httpd would inherit the mask and
+    // could not be stopped. Until now the kernel stops httpd when this program ends.
+    let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
+    ends.thread_block().unwrap();
+    println!("base       {}", pair.base.url("/"));
+    println!("offload    {}", pair.host.url("/"));
+    let original = pair.base.put("files/200 MB.bin", "");
+    println!("making     {} of {} MB", original.display(), SIZE >> 20);
+    write_bytes(&original, 2026, SIZE);
+    let sum = sha256(&original);
+    println!("SHA-256    {sum}\n");
+
+    let rows = [
+        download(&pair, &folder, "cold", &sum),
+        download(&pair, &folder, "warm", &sum),
+        resume(&pair, &folder, &sum),
+    ];
+    println!();
+    println!(
+        "{:<9} {:<28} {:>14} {:>8}  SHA-256",
+        "download", "served by", "sent by base", "seconds"
+    );
+    rows.iter().for_each(Row::print);
+    let good = rows.iter().all(|row| row.same)
+        && rows[0].sent >= SIZE
+        && rows[1..].iter().all(|row| row.sent < HEADS)
+        && rows.iter().all(|row| row.server == pair.host.authority());
+    println!(
+        "\n{}",
+        if good { "All as it should be." } else { "NOT as it should be; the logs may tell why." }
+    );
+    if !once {
+        println!("\nTry   curl -L -o /dev/null '{}'", pair.base.url(PATH));
+        println!("Both servers run until Ctrl-C.");
+        ends.wait().unwrap();
+        println!();
+    }
+    println!("stopping");
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// `target/demo`, or a temporary folder where httpd's children could not reach that.
+fn chosen_folder() -> PathBuf {
+    let here = workspace().join("target/demo");
+    fs::create_dir_all(&here).unwrap();
+    if reachable_by_server(&here) {
+        return here;
+    }
+    let there = std::env::temp_dir().join(format!("offload-demo-{}", std::process::id()));
+    println!("{} cannot be reached by httpd's user, so it is a folder elsewhere:", here.display());
+    fs::create_dir_all(&there).unwrap();
+    fs::set_permissions(&there, Permissions::from_mode(0o755)).unwrap();
+    there
+}
+
+fn start(folder: &Path) -> Pair {
+    let base = Setup::within(Scratch::at(&folder.join("base")), "127.0.0.1");
+    let host = Setup::within(Scratch::at(&folder.join("offload-host")), HOST_ADDRESS);
+    PairSetup::of(base, host, Mpm::Event).start()
+}
+
+/// One line of the table.
+struct Row {
+    name: &'static str,
+    server: String,
+    sent: u64,
+    time: Duration,
+    same: bool,
+}
+
+impl Row {
+    fn print(&self) {
+        let same = if self.same { "ok" } else { "DIFFERS" };
+        let (sent, seconds) = (grouped(self.sent), self.time.as_secs_f64());
+        println!("{:<9} {:<28} {sent:>14} {seconds:>8.2}  {same}", self.name, self.server);
+    }
+}
+
+fn download(pair: &Pair, folder: &Path, name: &'static str, sum: &str) -> Row {
+    println!("{name:<10} curl -L {}", pair.base.url(PATH));
+    let target = folder.join("offload-host").join(format!("{name}.bin"));
+    fetch(pair, name, &target, sum)
+}
+
+/// Cuts a download off in its middle, then lets curl get the rest.
+fn resume(pair: &Pair, folder: &Path, sum: &str) -> Row {
+    let target = folder.join("offload-host/resumed.bin");
+    println!("resume     curl -L {} ... cut off", pair.base.url(PATH));
+    let mut client =
+        curl(&target, &pair.base.url(PATH)).args(["--limit-rate", "100M"]).spawn().unwrap();
+    eventually("the middle of the file", || {
+        fs::metadata(&target).ok().filter(|about| about.len() > SIZE / 4)
+    });
+    client.kill().unwrap();
+    client.wait().unwrap();
+    let there = fs::metadata(&target).unwrap().len();
+    println!("resume     curl -L -C - {} from byte {}", pair.base.url(PATH), grouped(there));
+    fetch(pair, "resume", &target, sum)
+}
+
+fn fetch(pair: &Pair, name: &'static str, target: &Path, sum: &str) -> Row {
+    let before = pair.base.entries().len();
+    let start = Instant::now();
+    let output = curl(target, &pair.base.url(PATH))
+        .args(["-C", "-", "-w", "%{http_code} %{url_effective}"])
+        .output()
+        .unwrap();
+    let time = start.elapsed();
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let server = said.split('/').nth(2).unwrap_or("nobody").to_owned();
+    if !output.status.success() {
+        println!("curl failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    // The base writes its log after an answer, so a fetch may be in it a moment after the client has all.
+    if name == "cold" {
+        pair.base.eventually_entry("the fetch is in the base's log", |entry| entry.sent > SIZE);
+    }
+    let sent = eventually("the redirection is in the base's log", || {
+        let entries = pair.base.entries().split_off(before);
+        let redirected = entries.iter().any(|entry| entry.status == 307);
+        redirected.then(|| entries.iter().map(|entry| entry.sent).sum())
+    });
+    let same = target.exists() && sha256(target) == sum;
+    let _ = fs::remove_file(target);
+    Row { name, server, sent, time, same }
+}
+
+fn curl(target: &Path, url: &str) -> Command {
+    let mut command = Command::new("curl");
+    command.args(["-q", "-sSfL", "--noproxy", "*", "-o"]).arg(target).arg(url);
+    command.stdin(Stdio::null());
+    command
+}
+
+fn sha256(path: &Path) -> String {
+    let mut file = File::open(path).unwrap();
+    let (mut hash, mut block) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        let length = file.read(&mut block).unwrap();
+        if length == 0 {
+            break;
+        }
+        hash.update(&block[..length]);
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A number with a blank between its thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
