@@ -3,6 +3,8 @@ SHELL := /bin/bash
 CARGO ?= cargo
 APXS ?= apxs
 DESTDIR ?=
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+export OFFLOAD_ARTIFACTS := $(TARGET)/release
 CGIDIR ?= /usr/lib/offload
 # What building, testing and measuring need, by Debian's names.
 PACKAGES := apache2-bin apache2-dev libclang-dev build-essential openssl curl wget aria2 wrk
@@ -27,10 +29,10 @@ build: setup ## Build the module, the offload host's program and the demo
 # The module with a bug on demand, for the tests of what a bug may do. It is built beside the real one.
 faulty: setup
 	$(CARGO) build --release -p mod_offload --features fault-injection
-	@mkdir -p target/faulty && cp target/release/libmod_offload.so target/faulty/mod_offload.so
+	@mkdir -p $(TARGET)/faulty && cp $(TARGET)/release/libmod_offload.so $(TARGET)/faulty/mod_offload.so
 
 demo: build ## Show it all on loopback: base, offload host, 200 MB; Ctrl-C ends (ONCE=1: ends by itself)
-	@ONCE=$(ONCE) target/release/demo
+	@ONCE=$(ONCE) $(TARGET)/release/demo
 
 check: setup ## Format, lints and documentation, warnings refused
 	$(CARGO) fmt --all --check
@@ -44,15 +46,15 @@ test: faulty build ## Everything: units, properties, black box on real httpd (ev
 bench: bench-redirect ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
-	@target/release/bench_redirect
+	@$(TARGET)/release/bench_redirect
 
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
 	UPDATE_README=1 $(CARGO) test -q -p offload-cgi the_readme_has
 
 install: build ## Install the module where apxs says, and offload-cgi into CGIDIR
-	install -D -m 644 target/release/libmod_offload.so "$(DESTDIR)$$($(APXS) -q LIBEXECDIR)/mod_offload.so"
-	install -D -m 755 target/release/offload-cgi "$(DESTDIR)$(CGIDIR)/offload-cgi"
+	install -D -m 644 $(TARGET)/release/libmod_offload.so "$(DESTDIR)$$($(APXS) -q LIBEXECDIR)/mod_offload.so"
+	install -D -m 755 $(TARGET)/release/offload-cgi "$(DESTDIR)$(CGIDIR)/offload-cgi"
 
 clean: ## Remove everything that was built
 	$(CARGO) clean

@@ -27,6 +27,11 @@ impl Artifacts {
         present(self.0.join("../faulty/mod_offload.so"))
     }
 
+    /// The folder that cargo built them in.
+    pub fn folder(&self) -> &Path {
+        &self.0
+    }
+
     /// The program of the offload host.
     pub fn cgi(&self) -> PathBuf {
         present(self.0.join("offload-cgi"))
