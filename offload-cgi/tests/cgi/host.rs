@@ -9,6 +9,10 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
 use super::base::Base;
 
 pub(crate) struct Host {
@@ -146,7 +150,7 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         if thread::panicking() {
-            self.fillers().into_iter().for_each(|filler| kill(filler, "KILL"));
+            self.fillers().into_iter().for_each(|filler| kill(filler, Signal::SIGKILL));
         }
         self.settle();
     }
@@ -168,7 +172,7 @@ impl Running {
 
     /// Ends the process as httpd does when the client has gone.
     pub(crate) fn abort(mut self) {
-        kill(i32::try_from(self.child.id()).unwrap(), "TERM");
+        kill(i32::try_from(self.child.id()).unwrap(), Signal::SIGTERM);
         self.child.wait().unwrap();
     }
 
@@ -219,8 +223,12 @@ impl Reply {
     }
 }
 
-pub(crate) fn kill(id: i32, signal: &str) {
-    Command::new("kill").arg(format!("-{signal}")).arg(id.to_string()).status().unwrap();
+/// Sends a signal; to a process that has ended meanwhile it is too late, which is no failure.
+pub(crate) fn kill(id: i32, signal: Signal) {
+    match nix::sys::signal::kill(Pid::from_raw(id), signal) {
+        Ok(()) | Err(Errno::ESRCH) => {}
+        Err(error) => panic!("cannot signal {id}: {error}"),
+    }
 }
 
 fn collect(folder: &Path, found: &mut Vec<PathBuf>) {

@@ -2,6 +2,8 @@
 
 use std::thread;
 
+use nix::sys::signal::Signal;
+
 use super::base::{Base, Page};
 use super::host::{Host, kill};
 use super::pattern;
@@ -77,7 +79,7 @@ fn a_client_that_leaves_does_not_end_the_fill() {
 fn kill_filler(host: &Host) {
     let fillers = host.fillers();
     assert_eq!(fillers.len(), 1, "{fillers:?}");
-    kill(fillers[0], "KILL");
+    kill(fillers[0], Signal::SIGKILL);
 }
 
 #[test]
