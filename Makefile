@@ -43,6 +43,9 @@ check: setup ## Format, lints and documentation, warnings refused
 test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)
 	$(CARGO) test --workspace --no-fail-fast
 
+loom: ## The ledger's steps, in every order that threads may take them
+	RUSTFLAGS='--cfg loom' $(CARGO) test --release --target-dir $(TARGET)/loom -p offload-core --lib ledger
+
 bench: bench-redirect ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
@@ -59,4 +62,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test bench bench-redirect readme install clean
+.PHONY: help setup build faulty demo check test loom bench bench-redirect readme install clean

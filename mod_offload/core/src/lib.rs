@@ -10,10 +10,12 @@
 //! | [`placement`] | which offload host serves a file |
 //! | [`setting`] | how a directive's words become a value, and how an inner section overrides |
 //! | [`directive`] | the table of directives, and what a section says with them |
+//! | [`ledger`] | how many are held now, counted by all processes, whichever of them dies |
 //! | [`verdict`] | may this request be offloaded, and why not |
 #![forbid(unsafe_code)]
 
 pub mod directive;
+pub mod ledger;
 pub mod path;
 pub mod pattern;
 pub mod placement;

@@ -1,0 +1,5 @@
+mod basics;
+mod crash;
+mod hostile;
+pub(in crate::ledger) mod interrupt;
+mod world;
