@@ -1,10 +1,14 @@
 //! Each hook: gather facts -> ask core -> carry out.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, DefaultHasher, Hash, Hasher, RandomState};
-use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use offload_core::admission::{Directory, HostScopes, Kind};
 use offload_core::directive::Layer;
+use offload_core::ledger::{Ledger, Owner, TableSize, Who};
 use offload_core::path::{CanonicalPath, percent_encode};
 use offload_core::placement::{Host, Placement, home, in_turn};
 use offload_core::verdict::{self, Facts, Reason};
@@ -14,7 +18,9 @@ use crate::ffi::log::Level;
 use crate::ffi::request::Request;
 use crate::ffi::server::Server;
 use crate::ffi::shared::Turns;
+use crate::lease::LEDGER;
 use crate::resolver::Resolver;
+use crate::{admit, process, status};
 
 /// What access logs print as `%{offload-verdict}n`.
 const VERDICT: &std::ffi::CStr = c"offload-verdict";
@@ -23,20 +29,57 @@ const VERDICT: &std::ffi::CStr = c"offload-verdict";
 pub(crate) struct Running {
     resolver: Resolver,
     turns: Turns,
+    pub(crate) ledger: Ledger<'static>,
+    /// Everybody together, as the ledger hashes them.
+    pub(crate) everybody: Who,
+    /// The scopes that the configuration files name.
+    pub(crate) directory: Directory,
+    /// This child's place in the ledger; nobody's in the parent.
+    pub(crate) owner: OnceLock<Owner>,
+    /// When this child last said that the ledger is full, in milliseconds.
+    pub(crate) said_full: AtomicU64,
+    /// When this child last looked for dead ones, in milliseconds.
+    looked: AtomicU64,
 }
 
-/// How a handler answers.
+/// What the requests of one virtual host need.
+pub(crate) struct HostState {
+    running: Arc<Running>,
+    pub(crate) scopes: HostScopes,
+}
+
+impl HostState {
+    pub(crate) fn running(&self) -> &Running {
+        &self.running
+    }
+}
+
+/// What becomes of a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Answer {
     /// As if the module were not there.
     Declined,
-    /// It was redirected.
+    /// It was answered.
     Done,
+    /// It is refused with this status.
+    Refused(u16),
 }
 
 /// The configuration is read, the children are not made yet. Whether the server may start.
 pub(crate) fn post_config(server: Server<'_>) -> bool {
-    let (resolver, failures) = Resolver::start(&server.host_names(), Instant::now());
+    match make_ready(server) {
+        Ok(()) => true,
+        Err(why) => {
+            server
+                .log(Level::Error, &format!("mod_offload: no shared memory could be made: {why}"));
+            false
+        }
+    }
+}
+
+fn make_ready(server: Server<'_>) -> Result<(), String> {
+    let names: BTreeSet<String> = server.all().flat_map(Server::host_names).cloned().collect();
+    let (resolver, failures) = Resolver::start(&names, Instant::now());
     for (name, why) in failures {
         server.log(
             Level::Warning,
@@ -46,17 +89,114 @@ pub(crate) fn post_config(server: Server<'_>) -> bool {
             ),
         );
     }
-    match server.turns() {
-        Ok(turns) => {
-            server.start(Running { resolver, turns });
-            true
-        }
-        Err(why) => {
-            server
-                .log(Level::Error, &format!("mod_offload: no shared memory could be made: {why}"));
-            false
-        }
+    if server.all().any(Server::chokes) {
+        server.log(
+            Level::Warning,
+            "mod_offload: Choke and its rates are accepted, but this version does not throttle",
+        );
     }
+    let clients = server.layer().map_or(1, |layer| layer.limit_table_size().0);
+    let ledger = server.ledger(TableSize::new(clients))?;
+    // It is the same one after a restart.
+    let _ = LEDGER.set(ledger);
+    if ledger.size().entries() != clients {
+        server.log(
+            Level::Warning,
+            &format!(
+                "mod_offload: the counters have room for {} clients, not for {clients}: \
+                 LimitTableSize changes when httpd is stopped and started",
+                ledger.size().entries()
+            ),
+        );
+    }
+    let mut directory = Directory::default();
+    let mut hosts = Vec::new();
+    for host in server.all() {
+        let Some(layer) = host.layer() else { continue };
+        let scopes = directory.declare_host(layer, &host.name());
+        for limit in host.sections() {
+            if let Some(most) = limit.limit.most() {
+                directory.declare(Kind::MaxConcurrentReqs, limit.scope, &limit.section, most);
+            }
+        }
+        hosts.push((host, scopes));
+    }
+    let running = Arc::new(Running {
+        resolver,
+        turns: server.turns()?,
+        ledger,
+        everybody: ledger.who(b""),
+        directory,
+        owner: OnceLock::new(),
+        said_full: AtomicU64::new(0),
+        looked: AtomicU64::new(0),
+    });
+    for (host, scopes) in hosts {
+        host.set_host(HostState { running: Arc::clone(&running), scopes });
+    }
+    Ok(())
+}
+
+/// A child begins: it claims its place in the ledger.
+pub(crate) fn child_init(server: Server<'_>) {
+    let Some(host) = server.host() else { return };
+    let running = host.running();
+    match running.ledger.enter(process::own_identity()) {
+        // With one process (httpd -X) it may be set already, for the same process.
+        Some(owner) => drop(running.owner.set(owner)),
+        None => server.log(
+            Level::Warning,
+            "mod_offload: there is no place in the ledger for this process; it does not count, and limits nobody",
+        ),
+    }
+}
+
+/// A child has ended, and httpd has waited for it: what it held is given back.
+pub(crate) fn child_exited(server: Server<'_>, pid: u32) {
+    give_back(server, |owner| owner.identity().pid() == pid);
+}
+
+/// Now and then: what httpd may not have noticed.
+pub(crate) fn monitor(server: Server<'_>) {
+    give_back(server, |_| true);
+}
+
+fn give_back(server: Server<'_>, is_meant: impl Fn(Owner) -> bool) {
+    let Some(host) = server.host() else { return };
+    for (pid, leases) in reclaim(host.running().ledger, is_meant) {
+        server.log(
+            Level::Info,
+            &format!("mod_offload: process {pid} has ended; {leases} that it held are given back"),
+        );
+    }
+}
+
+/// Gives back what the dead hold; the processes, and how much each held.
+fn reclaim(ledger: Ledger<'static>, is_meant: impl Fn(Owner) -> bool) -> Vec<(u32, u64)> {
+    let dead =
+        ledger.owners().filter(|&owner| is_meant(owner) && process::is_dead(owner.identity()));
+    let reclaimed = dead.map(|owner| (owner.identity().pid(), ledger.reclaim(owner).leases));
+    reclaimed.filter(|&(_, leases)| leases > 0).collect()
+}
+
+impl Running {
+    /// Looks for dead processes, unless this one has looked just now: httpd's parent does so only once a
+    /// second. Whether any of them held something.
+    pub(crate) fn bury_the_dead(&self, now: u64) -> bool {
+        const PAUSE: u64 = 50;
+        let looked = self.looked.load(Ordering::Relaxed);
+        now.saturating_sub(looked) >= PAUSE
+            && self
+                .looked
+                .compare_exchange(looked, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+            && !reclaim(self.ledger, |_| true).is_empty()
+    }
+}
+
+/// The request is about to be answered: may it come in now?
+pub(crate) fn fixups(request: Request<'_>) -> Answer {
+    admit::admit(request)
 }
 
 /// Something is about to answer the request: may an offload host?
@@ -64,6 +204,9 @@ pub(crate) fn first_handler(request: Request<'_>) -> Answer {
     #[cfg(feature = "fault-injection")]
     inject_fault(request);
 
+    if request.handler() == Some(b"choke-status") {
+        return status::show(request);
+    }
     let Some(policy) = request.policy() else { return Answer::Declined };
     let verdict = if policy.engine().is_on() {
         let Some(running) = request.running() else { return Answer::Declined };
@@ -107,10 +250,7 @@ fn decide<'r>(
     let first = request.first();
     let path = CanonicalPath::parse(raw_path(request)).ok();
     let client_text = request.client();
-    let client = std::str::from_utf8(client_text).ok().and_then(|text| {
-        // A link-local address names its interface behind a '%'.
-        text.split('%').next()?.parse::<IpAddr>().ok()
-    });
+    let client = request.client_address();
     let facts = Facts {
         subrequest: request.is_subrequest(),
         error_document: !request.is_fine(),

@@ -17,7 +17,11 @@
 //! `ffi` is the fence around everything unsafe; the rest is safe code and knows no pointer.
 #![deny(unsafe_code)]
 
+mod admit;
 #[allow(unsafe_code)] // the fence; see its rules
 mod ffi;
 mod hooks;
+mod lease;
+mod process;
 mod resolver;
+mod status;

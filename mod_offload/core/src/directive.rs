@@ -7,9 +7,10 @@
 use std::ffi::CStr;
 use std::fmt::Write as _;
 
+use crate::limit::{Clients, Group, Limit, Prefixes, SectionLimit, Status, Variable};
 use crate::pattern::{AddressPattern, Wildcard};
 use crate::placement::{Host, Placement};
-use crate::setting::{Compile, Listed, Nothing, Setting, Single, Switch};
+use crate::setting::{Context, Latest, Listed, Nothing, Setting, Single, Switch};
 use crate::units::Bytes;
 
 /// Where a directive may stand.
@@ -18,6 +19,12 @@ pub enum Contexts {
     /// Server, virtual host, directory (also `<Location>`, `<Files>`, `<If>`) and `.htaccess` where
     /// `AllowOverride Options` permits it.
     Everywhere,
+    /// The same, but it says something only inside a section.
+    Sections,
+    /// Server and virtual host.
+    Hosts,
+    /// Server only.
+    Server,
 }
 
 impl Contexts {
@@ -25,6 +32,9 @@ impl Contexts {
     pub fn describe(self) -> &'static str {
         match self {
             Self::Everywhere => "server, virtual host, directory, .htaccess (Options)",
+            Self::Sections => "directory, .htaccess (Options), also in `<Limit>`",
+            Self::Hosts => "server, virtual host",
+            Self::Server => "server",
         }
     }
 }
@@ -41,21 +51,32 @@ pub struct Row {
     pub contexts: Contexts,
     /// What it does, in a sentence.
     pub help: &'static CStr,
-    say: fn(&mut Layer, &[&str], &Compile<'_>) -> Result<(), String>,
+    say: Say,
+}
+
+/// Whose word it is.
+enum Say {
+    Section(fn(&mut Layer, &[&str], &Context<'_>) -> Result<(), String>),
+    Host(fn(&mut HostLayer, &[&str], &Context<'_>) -> Result<(), String>),
 }
 
 impl Row {
-    /// Takes one statement of the directive into what a section says.
+    /// Takes one statement of the directive into what its section says, or its virtual host.
     ///
     /// # Errors
     /// A sentence for the administrator: the directive, what was wrong, what would be accepted.
     pub fn say(
         &self,
-        layer: &mut Layer,
+        section: &mut Layer,
+        host: &mut HostLayer,
         words: &[&str],
-        compile: &Compile<'_>,
+        context: &Context<'_>,
     ) -> Result<(), String> {
-        (self.say)(layer, words, compile).map_err(|problem| {
+        let said = match self.say {
+            Say::Section(say) => say(section, words, context),
+            Say::Host(say) => say(host, words, context),
+        };
+        said.map_err(|problem| {
             let name = self.name.to_string_lossy();
             if problem.starts_with('\'') {
                 format!("{name}: {problem}")
@@ -67,19 +88,28 @@ impl Row {
 }
 
 macro_rules! directives {
-    ($($(#[$doc:meta])* $field:ident: $setting:ty = $default:expr,
+    ($(#[$layer_doc:meta])* $layer:ident, $rows:ident, $say:ident; $($(#[$doc:meta])* $field:ident: $setting:ty = $default:expr,
         $name:literal, $arguments:literal, $contexts:expr, $help:literal;)*) => {
-        /// What one section of the configuration says, and after merging: what holds in it.
+        $(#[$layer_doc])*
         #[derive(Clone, Debug, Default)]
-        pub struct Layer {
+        pub struct $layer {
+            said: bool,
             $($field: $setting,)*
         }
 
-        impl Layer {
-            /// What holds in an inner section of an outer one.
+        impl $layer {
+            /// What holds in an inner one of an outer one.
             #[must_use]
             pub fn merged(outer: &Self, inner: &Self) -> Self {
-                Self { $($field: Setting::merged(&outer.$field, &inner.$field),)* }
+                Self {
+                    said: outer.said || inner.said,
+                    $($field: Setting::merged(&outer.$field, &inner.$field),)*
+                }
+            }
+
+            /// Whether it says anything at all.
+            pub fn says_anything(&self) -> bool {
+                self.said
             }
 
             $(
@@ -90,21 +120,32 @@ macro_rules! directives {
             )*
         }
 
-        /// Every directive, in the order of the manual.
-        pub static ROWS: &[Row] = &[$(
+        /// Its directives, in the order of the manual.
+        pub static $rows: &[Row] = &[$(
             Row {
                 name: $name,
                 arguments: $arguments,
                 default: || $default.to_string(),
                 contexts: $contexts,
                 help: $help,
-                say: |layer, words, compile| layer.$field.say(words, compile),
+                say: Say::$say(|layer, words, context| {
+                    layer.said = true;
+                    layer.$field.say(words, context)
+                }),
             },
         )*];
     };
 }
 
+/// Every directive, in the order of the manual.
+pub fn rows() -> impl Iterator<Item = &'static Row> {
+    SECTION_ROWS.iter().chain(HOST_ROWS)
+}
+
 directives! {
+    /// What one section of the configuration says, and after merging: what holds in it.
+    Layer, SECTION_ROWS, Section;
+
     /// Whether requests are considered for offloading at all.
     engine: Single<Switch> = Switch::Off,
         c"OffloadEngine", "On|Off", Contexts::Everywhere,
@@ -144,13 +185,135 @@ directives! {
     debug: Single<Switch> = Switch::Off,
         c"OffloadDebug", "On|Off", Contexts::Everywhere,
         c"Log for each request in one line why it was or was not offloaded";
+
+    /// Whether responses are throttled; not acted on yet.
+    choke: Single<Switch> = Switch::Off,
+        c"Choke", "On|Off", Contexts::Everywhere,
+        c"Accepted, as are the rates below, so that configurations of mod_choke load; not acted on yet";
+
+    /// Bytes a second of a connection; not acted on yet.
+    choke_rate: Single<Bytes> = Bytes::new(0),
+        c"ChokeRate", "BYTES", Contexts::Everywhere,
+        c"Bytes a second of a connection; accepted, not acted on yet";
+
+    /// The variable that has the rate; not acted on yet.
+    choke_rate_env: Latest<Variable> = Nothing,
+        c"ChokeRateEnv", "VARIABLE", Contexts::Everywhere,
+        c"The environment variable that has the rate; accepted, not acted on yet";
+
+    /// The first bytes of a response, which go at full speed; not acted on yet.
+    choke_burst: Single<Bytes> = Bytes::new(0),
+        c"ChokeBurst", "BYTES", Contexts::Everywhere,
+        c"The first bytes of a response, which go at full speed; accepted, not acted on yet";
+
+    /// The variable that has the burst; not acted on yet.
+    choke_burst_env: Latest<Variable> = Nothing,
+        c"ChokeBurstEnv", "VARIABLE", Contexts::Everywhere,
+        c"The environment variable that has the burst; accepted, not acted on yet";
+
+    /// Whether each transfer is logged; not acted on yet.
+    choke_summary: Single<Switch> = Switch::Off,
+        c"ChokeSummary", "On|Off", Contexts::Everywhere,
+        c"A line in the error log for each transfer; accepted, not acted on yet";
+
+    /// Limits of sections, the outer ones first.
+    max_concurrent: Listed<SectionLimit> = Nothing,
+        c"MaxConcurrentReqs", "N [\"if=EXPR\"]", Contexts::Sections,
+        c"So many requests at a time for this section, or inside <Limit> for these methods of it; the innermost that fits counts; 0 = no limit";
+}
+
+directives! {
+    /// What the server says or a virtual host, and after merging: what holds in the virtual host.
+    HostLayer, HOST_ROWS, Host;
+
+    /// Connections of one client to the virtual host.
+    max_per_address: Latest<Limit> = Nothing,
+        c"MaxConnectionsPerIP", "N [\"if=EXPR\"]", Contexts::Hosts,
+        c"So many connections at a time of one client to this virtual host; 0 = no limit";
+
+    /// Connections of one user to the virtual host.
+    max_per_user: Latest<Limit> = Nothing,
+        c"MaxConnectionsPerUser", "N [\"if=EXPR\"]", Contexts::Hosts,
+        c"So many connections at a time of one authenticated user to this virtual host; 0 = no limit";
+
+    /// Connections of one client to the whole server.
+    global_max_per_address: Latest<Limit> = Nothing,
+        c"GlobalMaxConnectionsPerIP", "N [\"if=EXPR\"]", Contexts::Server,
+        c"So many connections at a time of one client to the whole server; 0 = no limit";
+
+    /// Connections of one user to the whole server.
+    global_max_per_user: Latest<Limit> = Nothing,
+        c"GlobalMaxConnectionsPerUser", "N [\"if=EXPR\"]", Contexts::Server,
+        c"So many connections at a time of one authenticated user to the whole server; 0 = no limit";
+
+    /// Whether a kept-alive connection counts while it is idle.
+    count_idle: Single<Switch> = Switch::On,
+        c"MaxConnectionsCountIdle", "On|Off", Contexts::Hosts,
+        c"Whether a kept-alive connection counts between its requests";
+
+    /// Requests at a time of the whole server.
+    load_limit_server: Latest<Limit> = Nothing,
+        c"LoadLimitServer", "N [\"if=EXPR\"]", Contexts::Server,
+        c"So many clients at a time for the whole server; 0 = no limit";
+
+    /// Groups of paths, each with its limit.
+    load_limits: Listed<Group> = Nothing,
+        c"LoadLimit", "N PATH... [\"if=EXPR\"]", Contexts::Hosts,
+        c"So many clients at a time for these paths together, and all below them; repeatable";
+
+    /// Groups of paths, of which only the first is ever refused.
+    load_limits_of_first: Listed<Group> = Nothing,
+        c"LoadLimit1", "N PATH PATH... [\"if=EXPR\"]", Contexts::Hosts,
+        c"The same, but only requests for the first path are refused: what belongs to a page that was let in is let in too; repeatable";
+
+    /// Clients whom no limit concerns.
+    limit_exempt: Listed<AddressPattern> = Nothing,
+        c"LimitExempt", "ADDRESS|CIDR|PATTERN...", Contexts::Hosts,
+        c"Clients that no limit counts or refuses; repeatable. 'none' forgets those of the server";
+
+    /// What one client is.
+    limit_client_prefix: Latest<Prefixes> = Nothing,
+        c"LimitClientPrefix", "BITS BITS", Contexts::Server,
+        c"How many bits of an IPv4 and of an IPv6 address make one client (32 64)";
+
+    /// The status of a refusal.
+    limit_status: Single<Status> = Status(503),
+        c"LimitStatus", "CODE", Contexts::Hosts,
+        c"The status of a refusal, such as 429";
+
+    /// Whether limits only count and log.
+    limit_dry_run: Single<Switch> = Switch::Off,
+        c"LimitDryRun", "On|Off", Contexts::Hosts,
+        c"Count and log, and refuse nobody: to try a limit before it bites";
+
+    /// For how many clients the counters have room.
+    limit_table_size: Single<Clients> = Clients(100_000),
+        c"LimitTableSize", "N", Contexts::Server,
+        c"For how many clients at a time the counters have room; about 90 bytes each, taken at the start";
+}
+
+impl HostLayer {
+    /// Whether any limit of the virtual host can concern a request, apart from those of its sections.
+    pub fn limits_anything(&self) -> bool {
+        [
+            self.max_per_address(),
+            self.max_per_user(),
+            self.global_max_per_address(),
+            self.global_max_per_user(),
+            self.load_limit_server(),
+        ]
+        .iter()
+        .any(Option::is_some)
+            || !self.load_limits().is_empty()
+            || !self.load_limits_of_first().is_empty()
+    }
 }
 
 /// The README's table of directives, in Markdown.
 pub fn manual() -> String {
     let mut text =
         String::from("| directive | default | contexts | meaning |\n| --- | --- | --- | --- |\n");
-    for row in ROWS {
+    for row in rows() {
         let (name, help) = (row.name.to_string_lossy(), row.help.to_string_lossy());
         let arguments = row.arguments.replace('|', "\\|");
         let (default, contexts) = ((row.default)(), row.contexts.describe());
@@ -163,15 +326,15 @@ pub fn manual() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::setting::Condition;
+    use crate::setting::tests::context;
 
     fn layer(statements: &[&str]) -> Result<Layer, String> {
         let mut layer = Layer::default();
         for statement in statements {
             let (name, words) = statement.split_once(' ').unwrap_or((statement, ""));
             let words: Vec<&str> = words.split_whitespace().collect();
-            let row = ROWS.iter().find(|row| row.name.to_str() == Ok(name)).unwrap();
-            row.say(&mut layer, &words, &|text| Ok(Condition::new(text.to_owned())))?;
+            let row = rows().find(|row| row.name.to_str() == Ok(name)).unwrap();
+            row.say(&mut layer, &mut HostLayer::default(), &words, &context())?;
         }
         Ok(layer)
     }
@@ -187,7 +350,8 @@ mod tests {
         assert_eq!(layer.min_size(), Bytes::new(5120));
         assert_eq!(layer.policy(), Placement::Hash);
         assert!(layer.hosts().is_empty());
-        let defaults: Vec<String> = ROWS.iter().map(|row| (row.default)()).collect();
+        let defaults: Vec<String> =
+            SECTION_ROWS.iter().take(8).map(|row| (row.default)()).collect();
         assert_eq!(defaults, ["Off", "none", "hash", "5K", "none", "none", "none", "Off"]);
     }
 
@@ -270,9 +434,9 @@ mod tests {
     #[test]
     fn a_mistake_leaves_what_was_said_before() {
         let mut layer = layer(&["OffloadHost cdn1"]).unwrap();
-        let row = ROWS.iter().find(|row| row.name == c"OffloadHost").unwrap();
+        let row = rows().find(|row| row.name == c"OffloadHost").unwrap();
         let words = ["cdn2", "weight=x"];
-        assert!(row.say(&mut layer, &words, &|text| Ok(Condition::new(text.to_owned()))).is_err());
+        assert!(row.say(&mut layer, &mut HostLayer::default(), &words, &context()).is_err());
         assert_eq!(texts(layer.hosts()), ["http://cdn1"]);
     }
 

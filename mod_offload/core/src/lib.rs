@@ -11,14 +11,20 @@
 //! | [`setting`] | how a directive's words become a value, and how an inner section overrides |
 //! | [`directive`] | the table of directives, and what a section says with them |
 //! | [`ledger`] | how many are held now, counted by all processes, whichever of them dies |
+//! | [`admission`] | which limits concern a request, and where each counts |
+//! | [`limit`] | the values of the limits: numbers, groups of paths, sections |
+//! | [`report`] | the state of the limits, for people and programs |
 //! | [`verdict`] | may this request be offloaded, and why not |
 #![forbid(unsafe_code)]
 
+pub mod admission;
 pub mod directive;
 pub mod ledger;
+pub mod limit;
 pub mod path;
 pub mod pattern;
 pub mod placement;
+pub mod report;
 pub mod setting;
 pub mod units;
 pub mod verdict;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use siphasher::sip::SipHasher13;
 
 use crate::path::CanonicalPath;
-use crate::setting::{Compile, Condition, Entry, Word};
+use crate::setting::{Condition, Context, Entry, Word};
 
 /// An offload host, as `OffloadHost` names it.
 #[derive(Clone, Debug)]
@@ -123,7 +123,7 @@ impl fmt::Display for Host {
 
 /// One statement names one host: `HOST [weight=N] ["if=EXPR"]`.
 impl Entry for Host {
-    fn read_all(words: &[&str], compile: &Compile<'_>) -> Result<Vec<Self>, String> {
+    fn read_all(words: &[&str], context: &Context<'_>) -> Result<Vec<Self>, String> {
         let Some((word, options)) = words.split_first() else {
             return Err(format!("names no host; {ACCEPTED}"));
         };
@@ -139,7 +139,7 @@ impl Entry for Host {
                             format!("'{option}' is not a weight; use weight=N with N from 0 (never chosen) to 65535")
                         })?;
                 }
-                Some(("if", expression)) => host.condition = Some(compile(expression)?),
+                Some(("if", expression)) => host.condition = Some((context.compile)(expression)?),
                 _ => {
                     return Err(format!("'{option}' is unknown here; use weight=N or \"if=EXPR\""));
                 }
@@ -247,7 +247,7 @@ mod tests {
 
     fn host(statement: &str) -> Result<Host, String> {
         let words: Vec<&str> = statement.split(' ').collect();
-        Ok(Host::read_all(&words, &|text| Ok(Condition::new(text.to_owned())))?.remove(0))
+        Ok(Host::read_all(&words, &crate::setting::tests::context())?.remove(0))
     }
 
     fn hosts(statements: &[&str]) -> Vec<Host> {

@@ -73,8 +73,17 @@ impl fmt::Debug for Condition {
     }
 }
 
-/// The server's compiler of expressions: text to [`Condition`], or a sentence.
-pub type Compile<'a> = dyn Fn(&str) -> Result<Condition, String> + 'a;
+/// Where a statement stands, and what the server does for it.
+pub struct Context<'a> {
+    /// The server's compiler of expressions: text to [`Condition`], or a sentence.
+    pub compile: &'a dyn Fn(&str) -> Result<Condition, String>,
+    /// The section, with those around it, by a name that is the same after a restart; `None` outside.
+    pub section: &'a dyn Fn() -> Option<String>,
+    /// The virtual host, by a name that is the same after a restart.
+    pub server: &'a dyn Fn() -> String,
+    /// The methods of the `<Limit>` around it, a bit for each of httpd's numbers; else all.
+    pub methods: u64,
+}
 
 /// One directive's part of what a section says.
 pub trait Setting: Clone + Default {
@@ -89,7 +98,7 @@ pub trait Setting: Clone + Default {
     ///
     /// # Errors
     /// A sentence for the administrator, without the directive's name.
-    fn say(&mut self, words: &[&str], compile: &Compile<'_>) -> Result<(), String>;
+    fn say(&mut self, words: &[&str], context: &Context<'_>) -> Result<(), String>;
 
     /// What holds in an inner section of an outer one.
     fn merged(outer: &Self, inner: &Self) -> Self;
@@ -112,7 +121,7 @@ impl<T: Copy + fmt::Display + Word + 'static> Setting for Single<T> {
     type Default = T;
     type Held<'a> = T;
 
-    fn say(&mut self, words: &[&str], _compile: &Compile<'_>) -> Result<(), String> {
+    fn say(&mut self, words: &[&str], _context: &Context<'_>) -> Result<(), String> {
         let [word] = words else { return Err("takes exactly one argument".to_owned()) };
         self.0 = Some(T::read(word)?);
         Ok(())
@@ -124,6 +133,34 @@ impl<T: Copy + fmt::Display + Word + 'static> Setting for Single<T> {
 
     fn held(&self, default: T) -> T {
         self.0.unwrap_or(default)
+    }
+}
+
+/// A directive whose last statement counts, and that takes more than a word.
+#[derive(Clone, Debug)]
+pub struct Latest<T>(Option<Arc<T>>);
+
+impl<T> Default for Latest<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T: Entry + 'static> Setting for Latest<T> {
+    type Default = Nothing;
+    type Held<'a> = Option<&'a T>;
+
+    fn say(&mut self, words: &[&str], context: &Context<'_>) -> Result<(), String> {
+        self.0 = T::read_all(words, context)?.pop().map(Arc::new);
+        Ok(())
+    }
+
+    fn merged(outer: &Self, inner: &Self) -> Self {
+        Self(inner.0.as_ref().or(outer.0.as_ref()).cloned())
+    }
+
+    fn held(&self, _default: Nothing) -> Option<&T> {
+        self.0.as_deref()
     }
 }
 
@@ -143,7 +180,7 @@ pub trait Entry: Clone {
     ///
     /// # Errors
     /// A sentence that names the word and what would have been accepted.
-    fn read_all(words: &[&str], compile: &Compile<'_>) -> Result<Vec<Self>, String>;
+    fn read_all(words: &[&str], context: &Context<'_>) -> Result<Vec<Self>, String>;
 
     /// Whether a later statement of `other` takes the place of this one.
     fn same_subject(&self, _other: &Self) -> bool {
@@ -153,7 +190,7 @@ pub trait Entry: Clone {
 
 /// Each word of the statement is an entry.
 impl<T: Clone + Word> Entry for T {
-    fn read_all(words: &[&str], _compile: &Compile<'_>) -> Result<Vec<Self>, String> {
+    fn read_all(words: &[&str], _context: &Context<'_>) -> Result<Vec<Self>, String> {
         words.iter().map(|word| Self::read(word)).collect()
     }
 }
@@ -185,14 +222,14 @@ impl<T: Entry + 'static> Setting for Listed<T> {
     type Default = Nothing;
     type Held<'a> = &'a [T];
 
-    fn say(&mut self, words: &[&str], compile: &Compile<'_>) -> Result<(), String> {
+    fn say(&mut self, words: &[&str], context: &Context<'_>) -> Result<(), String> {
         match words {
             [] => return Err("takes at least one argument".to_owned()),
             [word] if word.eq_ignore_ascii_case("none") => {
                 *self = Self { forgets: true, entries: Arc::default() };
             }
             _ => {
-                let said = T::read_all(words, compile)?;
+                let said = T::read_all(words, context)?;
                 let entries = Arc::make_mut(&mut self.entries);
                 said.into_iter().for_each(|entry| Self::push(entries, entry));
             }
@@ -214,5 +251,20 @@ impl<T: Entry + 'static> Setting for Listed<T> {
 
     fn held(&self, _default: Nothing) -> &[T] {
         &self.entries
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::{Condition, Context};
+
+    /// A statement at server level; a condition is its text.
+    pub(crate) fn context() -> Context<'static> {
+        Context {
+            compile: &|text| Ok(Condition::new(text.to_owned())),
+            section: &|| None,
+            server: &|| "www.example.org:80".to_owned(),
+            methods: u64::MAX,
+        }
     }
 }

@@ -241,14 +241,15 @@ pub fn varies(vary: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::directive::ROWS;
+    use crate::directive::{HostLayer, rows};
+    use crate::setting::tests::context;
 
     fn policy(statements: &[&str]) -> Layer {
         let mut layer = Layer::default();
         for statement in statements {
             let words: Vec<&str> = statement.split(' ').collect();
-            let row = ROWS.iter().find(|row| row.name.to_str() == Ok(words[0])).unwrap();
-            row.say(&mut layer, &words[1..], &|_| Err("no conditions here".to_owned())).unwrap();
+            let row = rows().find(|row| row.name.to_str() == Ok(words[0])).unwrap();
+            row.say(&mut layer, &mut HostLayer::default(), &words[1..], &context()).unwrap();
         }
         layer
     }

@@ -3,8 +3,9 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr;
 
-use offload_core::directive::{Contexts, Layer, ROWS, Row};
+use offload_core::directive::{Contexts, HOST_ROWS, HostLayer, Layer, Row, SECTION_ROWS};
 use offload_core::placement::Host;
+use offload_core::setting::Context;
 
 use super::guard::guard;
 use super::log::Level;
@@ -16,7 +17,9 @@ const BROKEN: &CStr = c"mod_offload failed to read this directive; the error log
 
 /// httpd's table; it ends with an empty row.
 #[repr(transparent)]
-pub(super) struct Table([sys::command_rec; ROWS.len() + 1]);
+pub(super) struct Table([sys::command_rec; COUNT + 1]);
+
+const COUNT: usize = SECTION_ROWS.len() + HOST_ROWS.len();
 
 // SAFETY: httpd only reads the table, and everything that it points to is static and never changes.
 unsafe impl Sync for Table {}
@@ -28,10 +31,13 @@ impl Table {
 }
 
 pub(super) static COMMANDS: Table = {
-    let mut commands = [END; ROWS.len() + 1];
+    let mut commands = [END; COUNT + 1];
     let mut index = 0;
-    while index < ROWS.len() {
-        commands[index] = command(&ROWS[index]);
+    while index < COUNT {
+        commands[index] = match index.checked_sub(SECTION_ROWS.len()) {
+            None => command(&SECTION_ROWS[index]),
+            Some(index) => command(&HOST_ROWS[index]),
+        };
         index += 1;
     }
     Table(commands)
@@ -53,6 +59,9 @@ const fn command(row: &'static Row) -> sys::command_rec {
         cmd_data: ptr::from_ref(row).cast_mut().cast(),
         req_override: match row.contexts {
             Contexts::Everywhere => sys::OR_OPTIONS.cast_signed(),
+            // Inside <Limit> httpd allows only what belongs to access.
+            Contexts::Sections => (sys::OR_OPTIONS | sys::OR_LIMIT).cast_signed(),
+            Contexts::Hosts | Contexts::Server => sys::RSRC_CONF.cast_signed(),
         },
         args_how: sys::cmd_how_TAKE_ARGV,
         errmsg: row.help.as_ptr(),
@@ -133,29 +142,89 @@ unsafe fn take(
             format!("{}: '{}' is not UTF-8", row.name.to_string_lossy(), word.escape_ascii())
         })?);
     }
-    // SAFETY: the caller promises parms of a running setter.
-    let compile = |text: &str| unsafe { expression::compile(parms, text, in_htaccess) };
-    row.say(layer, &words, &compile).map_err(|sentence| {
-        if !in_htaccess {
-            return sentence;
-        }
-        // httpd names the line itself, but not for a .htaccess file.
-        // SAFETY: httpd passes live parms.
-        let directive = unsafe { (*parms).directive };
-        // SAFETY: it points to the directive that is being set, or nowhere.
-        let line = unsafe { directive.as_ref() }.map_or(0, |directive| directive.line_num);
-        format!("line {line}: {sentence}")
-    })?;
-
-    if !in_htaccess {
-        // SAFETY: httpd passes live parms.
-        let raw = unsafe { (*parms).server };
-        // SAFETY: the server lives longer than the reading of its configuration.
-        let server = unsafe { Server::borrow(raw) };
-        if let Some(state) = server.and_then(Server::state) {
-            let named = layer.hosts().iter().filter(|host| host.address().is_none());
-            state.remember_host_names(named.map(Host::name));
-        }
+    // SAFETY: httpd passes live parms.
+    let raw = unsafe { (*parms).server };
+    // SAFETY: the server lives longer than the reading of its configuration.
+    let server = unsafe { Server::borrow(raw) }.ok_or("has no server")?;
+    if row.contexts == Contexts::Server && server.is_virtual() {
+        return Err(format!(
+            "{} is about the whole server; it cannot stand in <VirtualHost>",
+            row.name.to_string_lossy()
+        ));
+    }
+    // SAFETY: httpd passes live parms.
+    let limited = unsafe { (*parms).limited };
+    // SAFETY: httpd passes live parms.
+    let directive = unsafe { (*parms).directive };
+    // SAFETY: it points to the directive that is being set, or nowhere.
+    let directive = unsafe { directive.as_ref() };
+    // SAFETY: httpd passes live parms.
+    let folder = unsafe { (*parms).path };
+    // SAFETY: a path ends with a NUL and lives as long as the section.
+    let folder = unsafe { super::bytes(folder) };
+    let context = Context {
+        // SAFETY: the caller promises parms of a running setter.
+        compile: &|text| unsafe { expression::compile(parms, text, in_htaccess) },
+        section: &|| section(server, directive, folder, in_htaccess),
+        server: &|| server.name(),
+        methods: limited.cast_unsigned(),
+    };
+    if in_htaccess {
+        // It is read while requests are served: it says nothing to the virtual host.
+        let mut nobody = HostLayer::default();
+        return row.say(layer, &mut nobody, &words, &context).map_err(|sentence| {
+            // httpd names the line itself, but not for a .htaccess file.
+            let line = directive.map_or(0, |directive| directive.line_num);
+            format!("line {line}: {sentence}")
+        });
+    }
+    // SAFETY: outside of .htaccess files setters run only while httpd reads its configuration, one after the
+    // other.
+    let state = unsafe { server.state_mut() }.ok_or("has no virtual host")?;
+    row.say(layer, &mut state.layer, &words, &context)?;
+    let named = layer.hosts().iter().filter(|host| host.address().is_none());
+    state.remember_host_names(named.map(Host::name));
+    state.remember_sections(layer.max_concurrent());
+    if layer.choke().is_on() {
+        state.remember_choke();
     }
     Ok(())
+}
+
+/// A section with those around it, by a name that is the same after a restart; `None` outside of sections.
+fn section(
+    server: Server<'_>,
+    directive: Option<&sys::ap_directive_t>,
+    folder: Option<&[u8]>,
+    in_htaccess: bool,
+) -> Option<String> {
+    let folder = folder?;
+    let mut sections = Vec::new();
+    let mut next = directive.map_or(ptr::null_mut(), |directive| directive.parent);
+    // SAFETY: httpd keeps the tree of directives while it sets them; a parent is NULL or live.
+    while let Some(parent) = unsafe { next.as_ref() } {
+        // SAFETY: the texts of a directive end with a NUL and live as long as it.
+        let name = unsafe { super::bytes(parent.directive) }.unwrap_or_default();
+        // SAFETY: as above.
+        let words = unsafe { super::bytes(parent.args) }.unwrap_or_default();
+        // Methods are told apart elsewhere, and the virtual host has a name.
+        let silent = [b"<Limit".as_slice(), b"<VirtualHost"];
+        if !silent.iter().any(|prefix| {
+            name.get(..prefix.len()).is_some_and(|name| name.eq_ignore_ascii_case(prefix))
+        }) {
+            sections.push([name, b" ", words].concat());
+        }
+        next = parent.parent;
+    }
+    sections.reverse();
+    let sections = sections.join(&b' ');
+    // SAFETY: as above.
+    let file = directive.and_then(|directive| unsafe { super::bytes(directive.filename) });
+    let place = match file.filter(|_| in_htaccess) {
+        // One section of a .htaccess file is not the same one in another folder.
+        Some(file) => [file, b" ", &sections].concat(),
+        None if sections.is_empty() => folder.to_owned(),
+        None => sections,
+    };
+    Some(format!("{} of {}", String::from_utf8_lossy(&place).trim_end(), server.name()))
 }

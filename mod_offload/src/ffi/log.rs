@@ -13,6 +13,8 @@ pub(crate) enum Level {
     Warning,
     /// What the administrator asked to be told.
     Notice,
+    /// What is of interest when something is looked for.
+    Info,
 }
 
 impl Level {
@@ -21,6 +23,7 @@ impl Level {
             Self::Error => sys::APLOG_ERR,
             Self::Warning => sys::APLOG_WARNING,
             Self::Notice => sys::APLOG_NOTICE,
+            Self::Info => sys::APLOG_INFO,
         };
         // The levels are 0 to 15 (http_log.h).
         c_int::try_from(number).unwrap_or(0)

@@ -48,9 +48,31 @@ pub(super) static offload_module: Record = Record(UnsafeCell::new(sys::module {
     create_dir_config: Some(create_dir_config),
     merge_dir_config: Some(merge_dir_config),
     create_server_config: Some(create_server_config),
-    merge_server_config: None,
+    merge_server_config: Some(merge_server_config),
     cmds: COMMANDS.first(),
     register_hooks: Some(register_hooks),
+    flags: 0,
+}));
+
+/// The record of the module of Nathan Shafer's that was called choke: `LoadModule choke_module` with this
+/// file makes `<IfModule mod_choke.c>` true. The directives themselves belong to `offload_module`.
+#[allow(non_upper_case_globals)] // httpd's naming
+#[unsafe(no_mangle)]
+pub(super) static choke_module: Record = Record(UnsafeCell::new(sys::module {
+    version: sys::MODULE_MAGIC_NUMBER_MAJOR.cast_signed(),
+    minor_version: sys::MODULE_MAGIC_NUMBER_MINOR.cast_signed(),
+    module_index: -1,
+    name: c"mod_choke.c".as_ptr(),
+    dynamic_load_handle: ptr::null_mut(),
+    next: ptr::null_mut(),
+    magic: sys::MODULE_MAGIC_COOKIE as _,
+    rewrite_args: None,
+    create_dir_config: None,
+    merge_dir_config: None,
+    create_server_config: None,
+    merge_server_config: None,
+    cmds: ptr::null(),
+    register_hooks: None,
     flags: 0,
 }));
 
@@ -63,10 +85,19 @@ pub(super) unsafe fn config<'a, T>(vector: *mut sys::ap_conf_vector_t) -> Option
     if vector.is_null() {
         return None;
     }
-    // SAFETY: the caller promises the vector; httpd only reads our record's index.
-    let entry = unsafe { sys::ap_get_module_config(vector, offload_module.0.get()) };
+    // SAFETY: the caller promises the vector.
+    let entry = unsafe { entry(vector) };
     // SAFETY: the caller promises the type and the life; it is NULL where no section said anything.
     unsafe { entry.cast::<T>().as_ref() }
+}
+
+/// Our entry in a configuration vector as it is.
+///
+/// # Safety
+/// `vector` is a live vector of httpd.
+pub(super) unsafe fn entry(vector: *mut sys::ap_conf_vector_t) -> *mut c_void {
+    // SAFETY: the caller promises the vector; httpd only reads our record's index.
+    unsafe { sys::ap_get_module_config(vector, offload_module.0.get()) }
 }
 
 /// Sets our entry in a configuration vector.
@@ -95,6 +126,44 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
             );
         }
 
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_child_init(
+                Some(child_init),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_MIDDLE.cast_signed(),
+            );
+        }
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_child_status(
+                Some(child_status),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_MIDDLE.cast_signed(),
+            );
+        }
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_monitor(
+                Some(monitor),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_MIDDLE.cast_signed(),
+            );
+        }
+        // After authentication and authorization, and after every other fixup: mod_dir's and mod_rewrite's
+        // change what the request is for.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_fixups(
+                Some(fixups),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_REALLY_LAST.cast_signed(),
+            );
+        }
         // After everything that decides who answers: URI translation, access control, fixups with their
         // rewrites, SetHandler and filters.
         // SAFETY: as above.
@@ -140,13 +209,16 @@ unsafe extern "C" fn merge_dir_config(
     guard(ptr::null_mut(), report_start, || {
         // SAFETY: httpd passes two of our own records, which live at least as long as `pool`; nobody
         // changes them any more.
-        let outer = unsafe { outer.cast::<Layer>().as_ref() };
+        let wide = unsafe { outer.cast::<Layer>().as_ref() };
         // SAFETY: as above.
-        let inner = unsafe { inner.cast::<Layer>().as_ref() };
+        let narrow = unsafe { inner.cast::<Layer>().as_ref() };
         // SAFETY: httpd passes the pool that the merged record shall live in.
         let pool = unsafe { Pool::borrow(pool) };
-        match (pool, outer, inner) {
-            (Some(pool), Some(outer), Some(inner)) => pool.own(Layer::merged(outer, inner)).cast(),
+        match (pool, wide, narrow) {
+            // httpd makes a record for every section around a directive of ours; most say nothing.
+            (_, Some(wide), Some(_)) if !wide.says_anything() => inner,
+            (_, Some(_), Some(narrow)) if !narrow.says_anything() => outer,
+            (Some(pool), Some(wide), Some(narrow)) => pool.own(Layer::merged(wide, narrow)).cast(),
             _ => ptr::null_mut(),
         }
     })
@@ -163,8 +235,29 @@ unsafe extern "C" fn create_server_config(
     })
 }
 
+unsafe extern "C" fn merge_server_config(
+    pool: *mut sys::apr_pool_t,
+    server: *mut c_void,
+    host: *mut c_void,
+) -> *mut c_void {
+    // Without it the virtual host keeps what it said itself.
+    guard(host, report_start, || {
+        // SAFETY: httpd passes two of our own records, which nobody changes any more.
+        let server = unsafe { server.cast::<ServerState>().as_ref() };
+        // SAFETY: as above.
+        let own = unsafe { host.cast::<ServerState>().as_ref() };
+        // SAFETY: httpd passes the configuration's pool.
+        match (unsafe { Pool::borrow(pool) }, server, own) {
+            (Some(pool), Some(server), Some(own)) => {
+                pool.own(ServerState::merged(server, own)).cast()
+            }
+            _ => host,
+        }
+    })
+}
+
 unsafe extern "C" fn post_config(
-    _configuration: *mut sys::apr_pool_t,
+    configuration: *mut sys::apr_pool_t,
     _log: *mut sys::apr_pool_t,
     _temporary: *mut sys::apr_pool_t,
     server: *mut sys::server_rec,
@@ -177,11 +270,61 @@ unsafe extern "C" fn post_config(
             return sys::OK.cast_signed();
         }
         // SAFETY: httpd passes the main server, which lives as long as the configuration.
-        match unsafe { Server::borrow(server) }.map(hooks::post_config) {
+        let server = unsafe { Server::borrow(server) };
+        // SAFETY: httpd passes the configuration's pool, which this thread alone uses now.
+        let pool = unsafe { Pool::borrow(configuration) };
+        if let (Some(main), Some(pool)) = (server, pool) {
+            main.all().skip(1).for_each(|host| host.own_state(main, pool));
+        }
+        match server.map(hooks::post_config) {
             Some(true) => sys::OK.cast_signed(),
             _ => sys::HTTP_INTERNAL_SERVER_ERROR.cast_signed(),
         }
     })
+}
+
+unsafe extern "C" fn child_init(_pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
+    guard((), report_start, || {
+        // SAFETY: httpd passes the main server, which lives as long as the child.
+        if let Some(server) = unsafe { Server::borrow(server) } {
+            hooks::child_init(server);
+        }
+    });
+}
+
+/// Runs in the parent.
+unsafe extern "C" fn child_status(
+    server: *mut sys::server_rec,
+    pid: sys::pid_t,
+    _generation: sys::ap_generation_t,
+    _slot: c_int,
+    status: sys::mpm_child_status,
+) {
+    guard((), report_start, || {
+        if status != sys::mpm_child_status_MPM_CHILD_EXITED {
+            return;
+        }
+        // SAFETY: httpd passes the main server of the configuration in force.
+        if let (Some(server), Ok(pid)) = (unsafe { Server::borrow(server) }, u32::try_from(pid)) {
+            hooks::child_exited(server, pid);
+        }
+    });
+}
+
+/// Runs in the parent, every few seconds.
+unsafe extern "C" fn monitor(_pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) -> c_int {
+    guard(sys::DECLINED, report_start, || {
+        // SAFETY: httpd passes the main server of the configuration in force.
+        if let Some(server) = unsafe { Server::borrow(server) } {
+            hooks::monitor(server);
+        }
+        sys::DECLINED
+    })
+}
+
+unsafe extern "C" fn fixups(r: *mut sys::request_rec) -> c_int {
+    // SAFETY: httpd passes a live request.
+    unsafe { handle(r, hooks::fixups) }
 }
 
 unsafe extern "C" fn first_handler(r: *mut sys::request_rec) -> c_int {
@@ -195,7 +338,7 @@ unsafe extern "C" fn last_handler(r: *mut sys::request_rec) -> c_int {
 }
 
 /// # Safety
-/// `r` is the live request that httpd passed to a handler.
+/// `r` is the live request that httpd passed to a hook.
 unsafe fn handle(r: *mut sys::request_rec, hook: fn(Request<'_>) -> Answer) -> c_int {
     let report = |line: &str| {
         // SAFETY: the caller promises a live request; the borrow ends with the hook.
@@ -207,6 +350,7 @@ unsafe fn handle(r: *mut sys::request_rec, hook: fn(Request<'_>) -> Answer) -> c
         // SAFETY: the caller promises a live request; the borrow ends with the hook.
         match unsafe { Request::borrow(r) }.map(hook) {
             Some(Answer::Done) => sys::OK.cast_signed(),
+            Some(Answer::Refused(status)) => status.into(),
             Some(Answer::Declined) | None => sys::DECLINED,
         }
     })

@@ -1,7 +1,9 @@
 //! A request as a borrowed Rust type.
 
+use std::cell::{Cell, RefCell};
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::ptr::{self, NonNull};
 
 use offload_core::directive::Layer;
@@ -13,12 +15,37 @@ use super::pool::Pool;
 use super::server::Server;
 use super::{bytes, module, sys};
 use crate::hooks::Running;
+use crate::lease::{Leases, Seats};
 
 /// A request that httpd lent to a hook.
 #[derive(Clone, Copy)]
 pub(crate) struct Request<'r> {
     raw: NonNull<sys::request_rec>,
     life: PhantomData<&'r ()>,
+}
+
+/// What the module keeps with a request.
+struct Attached {
+    connection: *const sys::conn_rec,
+    promised: Cell<*const Host>,
+    leases: RefCell<Leases>,
+}
+
+/// The last byte has left: httpd clears the request's pool then.
+impl Drop for Attached {
+    fn drop(&mut self) {
+        // SAFETY: a request's connection lives longer than the request.
+        let Some(connection) = (unsafe { self.connection.as_ref() }) else { return };
+        if connection.keepalive != sys::ap_conn_keepalive_e_AP_CONN_CLOSE {
+            return;
+        }
+        // The client is served; only the end of the connection lingers.
+        // SAFETY: our entry in a connection's vector is NULL or what `seats` put there, which the
+        // connection's pool drops after the request's.
+        if let Some(seats) = unsafe { module::config::<RefCell<Seats>>(connection.conn_config) } {
+            seats.replace(Seats::default());
+        }
+    }
 }
 
 /// Reads one field. httpd's hooks of a request run one after the other, so that no field changes while
@@ -51,11 +78,16 @@ impl<'r> Request<'r> {
         unsafe { module::config(vector) }
     }
 
-    /// What was made ready for all requests when the server started.
-    pub(crate) fn running(self) -> Option<&'r Running> {
+    /// The virtual host.
+    pub(crate) fn server(self) -> Option<Server<'r>> {
         let server = field!(self, server);
         // SAFETY: a request's server lives longer than the request.
-        unsafe { Server::<'r>::borrow(server) }?.state()?.running()
+        unsafe { Server::<'r>::borrow(server) }
+    }
+
+    /// What was made ready for all requests when the server started.
+    pub(crate) fn running(self) -> Option<&'r Running> {
+        Some(self.server()?.host()?.running())
     }
 
     /// Whether the server made it for itself, to include its answer in another one.
@@ -78,7 +110,8 @@ impl<'r> Request<'r> {
         self.predecessors().last().unwrap_or(self)
     }
 
-    fn previous(self) -> Option<Self> {
+    /// The request that was redirected internally to become this one.
+    pub(crate) fn previous(self) -> Option<Self> {
         let previous = field!(self, prev);
         // SAFETY: a request that was redirected lives as long as its successor: one pool has both.
         unsafe { Self::borrow(previous) }
@@ -157,6 +190,28 @@ impl<'r> Request<'r> {
         self.text(field!(self, useragent_ip)).unwrap_or_default()
     }
 
+    /// The same as a value.
+    pub(crate) fn client_address(self) -> Option<IpAddr> {
+        let address = field!(self, useragent_addr);
+        // SAFETY: httpd keeps the client's address as long as the request.
+        let address = unsafe { address.as_ref() }?;
+        match address.family {
+            libc::AF_INET => {
+                // SAFETY: the family says which member of the union is in use.
+                let bytes = unsafe { address.sa.sin.sin_addr.s_addr }.to_ne_bytes();
+                Some(IpAddr::from(bytes))
+            }
+            libc::AF_INET6 => {
+                // SAFETY: as above.
+                let address = unsafe { address.sa.sin6 }.sin6_addr;
+                // SAFETY: all members of an IPv6 address are the same bytes.
+                let bytes = unsafe { address.__in6_u.__u6_addr8 };
+                Some(IpAddr::from(bytes).to_canonical())
+            }
+            _ => None,
+        }
+    }
+
     /// A header of the request.
     pub(crate) fn header(self, name: &CStr) -> Option<&'r [u8]> {
         let table = field!(self, headers_in);
@@ -176,12 +231,7 @@ impl<'r> Request<'r> {
         self.set(headers, c"Cache-Control", c"no-store".as_ptr());
         // SAFETY: the request is live (`borrow`), and no other reference to it exists.
         unsafe { (*self.raw()).status = sys::HTTP_TEMPORARY_REDIRECT.cast_signed() };
-        // SAFETY: the request is live (`borrow`); the type is static.
-        unsafe { sys::ap_set_content_type(self.raw(), c"text/plain".as_ptr()) };
-        let body = self.text(location).unwrap_or_default();
-        // SAFETY: the request is live (`borrow`); the body lives in its pool. Should the client be gone,
-        // httpd finds out by itself.
-        unsafe { sys::offload_send_body(self.raw(), body.as_ptr().cast(), body.len()) };
+        self.send(c"text/plain", location);
     }
 
     /// A header that the answer has so far.
@@ -194,17 +244,138 @@ impl<'r> Request<'r> {
 
     /// Remembers, for a later hook of this request, the host that it may be sent to.
     pub(crate) fn promise(self, host: &'r Host) {
-        let vector = field!(self, request_config);
-        // SAFETY: httpd made the vector for this request, and only `promised` reads our entry; the host
-        // lives in a section's Layer, which lives as long as the request.
-        unsafe { module::set_config(vector, ptr::from_ref(host)) };
+        if let Some(attached) = self.attached() {
+            attached.promised.set(host);
+        }
     }
 
     /// What `promise` remembered.
     pub(crate) fn promised(self) -> Option<&'r Host> {
+        let promised = self.attachment()?.promised.get();
+        // SAFETY: it is NULL or what `promise` put there: a host that lives in a section's Layer, which
+        // lives as long as the request.
+        unsafe { promised.as_ref() }
+    }
+
+    /// The leases that the request holds until its last byte has left: httpd clears a request's pool then.
+    pub(crate) fn leases(self) -> Option<&'r RefCell<Leases>> {
+        self.attached().map(|attached| &attached.leases)
+    }
+
+    /// What the connection holds until it ends. `None` where a connection is not one client's: each HTTP/2
+    /// stream is one of many, and a proxy's connection has now this client and now that one.
+    pub(crate) fn seats(self) -> Option<&'r RefCell<Seats>> {
+        let connection = NonNull::new(field!(self, connection))?;
+        let user_agent = field!(self, useragent_addr);
+        // SAFETY: a request's connection lives longer than the request.
+        let connection = unsafe { connection.as_ref() };
+        if !connection.master.is_null() || user_agent != connection.client_addr {
+            return None;
+        }
+        if let Some(seats) = self.old_seats() {
+            return Some(seats);
+        }
+        // SAFETY: the connection's pool lives as long as it does, and this thread alone uses it now.
+        let seats: *const RefCell<Seats> =
+            unsafe { Pool::borrow(connection.pool) }?.own(RefCell::default());
+        // SAFETY: httpd made the vector; `old_seats` reads our entry.
+        unsafe { module::set_config(connection.conn_config, seats) };
+        // SAFETY: `own` returns a live value.
+        unsafe { seats.as_ref() }
+    }
+
+    /// What the connection has held so far, if anything.
+    pub(crate) fn old_seats(self) -> Option<&'r RefCell<Seats>> {
+        let connection = NonNull::new(field!(self, connection))?;
+        // SAFETY: a request's connection lives longer than the request.
+        let connection = unsafe { connection.as_ref() };
+        // SAFETY: our entry in a connection's vector is NULL or what `seats` put there; it lives in the
+        // connection's pool. One thread at a time works on a connection.
+        unsafe { module::config(connection.conn_config) }
+    }
+
+    fn attachment(self) -> Option<&'r Attached> {
         let vector = field!(self, request_config);
-        // SAFETY: our entry in a request's vector is NULL or what `promise` put there.
+        // SAFETY: our entry in a request's vector is NULL or what `attached` put there.
         unsafe { module::config(vector) }
+    }
+
+    fn attached(self) -> Option<&'r Attached> {
+        if let Some(attached) = self.attachment() {
+            return Some(attached);
+        }
+        let (vector, pool) = (field!(self, request_config), field!(self, pool));
+        // SAFETY: the request's pool lives as long as it does, and this thread alone uses it now.
+        let attached: *const Attached = unsafe { Pool::borrow(pool) }?.own(Attached {
+            connection: field!(self, connection),
+            promised: Cell::new(ptr::null()),
+            leases: RefCell::default(),
+        });
+        // SAFETY: httpd made the vector for this request; only `attachment` reads our entry.
+        unsafe { module::set_config(vector, attached) };
+        // SAFETY: `own` returns a live value.
+        unsafe { attached.as_ref() }
+    }
+
+    /// The authenticated user.
+    pub(crate) fn user(self) -> Option<&'r [u8]> {
+        self.text(field!(self, user))
+    }
+
+    /// httpd's number of the method.
+    pub(crate) fn method(self) -> u32 {
+        u32::try_from(field!(self, method_number)).unwrap_or(0)
+    }
+
+    /// The URL's path, decoded and normalised by httpd.
+    pub(crate) fn path(self) -> &'r [u8] {
+        self.text(field!(self, uri)).unwrap_or_default()
+    }
+
+    /// The URL's query.
+    pub(crate) fn query(self) -> &'r [u8] {
+        self.text(field!(self, args)).unwrap_or_default()
+    }
+
+    /// When the request began, in milliseconds.
+    pub(crate) fn begun(self) -> u64 {
+        u64::try_from(field!(self, request_time)).unwrap_or(0) / 1000
+    }
+
+    /// Sets headers of a refusal, and the page for it unless the administrator has one.
+    pub(crate) fn refuse(self, status: u16, retry_after: &'static CStr, page: &str) {
+        let headers = field!(self, err_headers_out);
+        self.set(headers, c"Retry-After", retry_after.as_ptr());
+        self.set(headers, c"Cache-Control", c"no-store".as_ptr());
+        // SAFETY: the request is live (`borrow`).
+        let own = unsafe { sys::offload_error_document(self.raw(), status.into()) };
+        if own.is_null() {
+            let page = self.string(&[page, "\n"]);
+            // SAFETY: the request is live (`borrow`); httpd copies the page.
+            unsafe { sys::ap_custom_response(self.raw(), status.into(), page) };
+        }
+    }
+
+    /// Answers 200 with a text of ours, which nobody may store.
+    pub(crate) fn answer(self, content_type: &'static CStr, text: &str) {
+        self.set(field!(self, headers_out), c"Cache-Control", c"no-store".as_ptr());
+        self.send(content_type, self.string(&[text]));
+    }
+
+    fn send(self, content_type: &'static CStr, body: *const c_char) {
+        // SAFETY: the request is live (`borrow`); the type is static.
+        unsafe { sys::ap_set_content_type(self.raw(), content_type.as_ptr()) };
+        let body = self.text(body).unwrap_or_default();
+        // SAFETY: the request is live (`borrow`); the body lives in its pool. Should the client be gone,
+        // httpd finds out by itself.
+        unsafe { sys::offload_send_body(self.raw(), body.as_ptr().cast(), body.len()) };
+    }
+
+    /// A note that was set.
+    pub(crate) fn note(self, name: &CStr) -> Option<&'r [u8]> {
+        let table = field!(self, notes);
+        // SAFETY: the table lives as long as the request; the name ends with a NUL.
+        self.text(unsafe { sys::apr_table_get(table, name.as_ptr()) })
     }
 
     /// Sets a note, for access logs.

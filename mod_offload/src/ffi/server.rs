@@ -2,33 +2,52 @@
 
 use std::collections::BTreeSet;
 use std::marker::PhantomData;
-use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::ptr::{self, NonNull};
+use std::sync::{Arc, OnceLock};
+
+use offload_core::directive::HostLayer;
+use offload_core::ledger::{Ledger, TableSize};
+use offload_core::limit::SectionLimit;
 
 use super::log::{Level, c_line};
 use super::pool::Pool;
-use super::shared::Turns;
-use super::{module, sys};
-use crate::hooks::Running;
+use super::shared::{Turns, ledger_of_process};
+use super::{bytes, module, sys};
+use crate::hooks::HostState;
 
 /// What one virtual host (or the main server) keeps of the module: written while the configuration is
 /// read and at the end of it, before the children exist; read-only afterwards.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct ServerState {
-    host_names: Mutex<BTreeSet<String>>,
-    running: OnceLock<Arc<Running>>,
+    pub(super) layer: HostLayer,
+    host_names: BTreeSet<String>,
+    sections: Vec<SectionLimit>,
+    chokes: bool,
+    host: OnceLock<Arc<HostState>>,
 }
 
 impl ServerState {
-    pub(super) fn remember_host_names<'h>(&self, names: impl Iterator<Item = &'h str>) {
-        let mut known = self.host_names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.for_each(|name| {
-            known.insert(name.to_owned());
-        });
+    pub(super) fn remember_host_names<'h>(&mut self, names: impl Iterator<Item = &'h str>) {
+        self.host_names.extend(names.map(str::to_owned));
     }
 
-    pub(super) fn running(&self) -> Option<&Running> {
-        self.running.get().map(Arc::as_ref)
+    /// Remembers the limits of a section, for the status page.
+    pub(super) fn remember_sections(&mut self, limits: &[SectionLimit]) {
+        for limit in limits {
+            if !self.sections.iter().any(|known| known.scope == limit.scope) {
+                self.sections.push(limit.clone());
+            }
+        }
+    }
+
+    /// Remembers that a section is to be throttled.
+    pub(super) fn remember_choke(&mut self) {
+        self.chokes = true;
+    }
+
+    /// What holds in a virtual host of the server.
+    pub(super) fn merged(server: &Self, host: &Self) -> Self {
+        Self { layer: HostLayer::merged(&server.layer, &host.layer), ..host.clone() }
     }
 }
 
@@ -56,50 +75,142 @@ impl<'s> Server<'s> {
         unsafe { Self::borrow(next) }
     }
 
-    pub(super) fn state(self) -> Option<&'s ServerState> {
+    /// This server and all virtual hosts behind it in httpd's list.
+    pub(crate) fn all(self) -> impl Iterator<Item = Self> {
+        std::iter::successors(Some(self), |server| server.next())
+    }
+
+    fn state(self) -> Option<&'s ServerState> {
         // SAFETY: the server is live (`borrow`).
         let vector = unsafe { (*self.raw.as_ptr()).module_config };
-        // SAFETY: httpd made the vector; our entry in it is NULL or what `create_server_config` returned,
-        // a ServerState in the configuration's pool, which lives as long as the server.
+        // SAFETY: httpd made the vector; our entry in it is NULL or what `create_server_config` or
+        // `merge_server_config` returned, a ServerState in the configuration's pool, which lives as long
+        // as the server.
         unsafe { module::config(vector) }
     }
 
-    /// The names of all offload hosts that the configuration files name, of all virtual hosts.
-    pub(crate) fn host_names(self) -> BTreeSet<String> {
-        let mut names = BTreeSet::new();
-        for state in
-            std::iter::successors(Some(self), |server| server.next()).filter_map(Self::state)
-        {
-            names.extend(
-                state.host_names.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned(),
-            );
-        }
-        names
+    /// The state, to write into while the configuration is read.
+    ///
+    /// # Safety
+    /// httpd is reading its configuration, and no other reference to the state is in use.
+    pub(super) unsafe fn state_mut(self) -> Option<&'s mut ServerState> {
+        // SAFETY: the server is live (`borrow`).
+        let vector = unsafe { (*self.raw.as_ptr()).module_config };
+        // SAFETY: httpd made the vector, which lives as long as the server.
+        let entry = unsafe { module::entry(vector) };
+        // SAFETY: our entry is NULL or came from Box::into_raw of a ServerState, and the caller promises that
+        // nobody else uses it.
+        unsafe { entry.cast::<ServerState>().as_mut() }
     }
 
-    /// Hands to all virtual hosts what requests need.
-    pub(crate) fn start(self, running: Running) {
-        let running = Arc::new(running);
-        for state in
-            std::iter::successors(Some(self), |server| server.next()).filter_map(Self::state)
-        {
-            // It is set already where a virtual host shares the main server's state.
-            let _ = state.running.set(Arc::clone(&running));
+    /// Gives the virtual host a state of its own, where it has the main server's because it says nothing.
+    pub(super) fn own_state(self, main: Self, pool: Pool) {
+        let (Some(own), Some(shared)) = (self.state(), main.state()) else { return };
+        if ptr::eq(own, shared) {
+            let made = pool.own(shared.clone());
+            // SAFETY: the server is live (`borrow`).
+            let vector = unsafe { (*self.raw.as_ptr()).module_config };
+            // SAFETY: httpd made the vector, and the entry is a ServerState in the configuration's pool.
+            unsafe { module::set_config(vector, made.cast_const()) };
         }
     }
 
-    /// The counters that live as long as the parent process, over all restarts.
+    /// What holds in the virtual host.
+    pub(crate) fn layer(self) -> Option<&'s HostLayer> {
+        self.state().map(|state| &state.layer)
+    }
+
+    /// What was made ready for the requests of the virtual host.
+    pub(crate) fn host(self) -> Option<&'s HostState> {
+        self.state()?.host.get().map(Arc::as_ref)
+    }
+
+    /// Makes a virtual host ready.
+    pub(crate) fn set_host(self, host: HostState) {
+        if let Some(state) = self.state() {
+            // It cannot be set already: each virtual host has a state of its own (`own_state`).
+            let _ = state.host.set(Arc::new(host));
+        }
+    }
+
+    /// The names of the offload hosts that the virtual host's sections name.
+    pub(crate) fn host_names(self) -> impl Iterator<Item = &'s String> {
+        self.state().into_iter().flat_map(|state| &state.host_names)
+    }
+
+    /// Whether one of its sections is to be throttled.
+    pub(crate) fn chokes(self) -> bool {
+        self.state().is_some_and(|state| state.chokes)
+    }
+
+    /// The limits of its sections.
+    pub(crate) fn sections(self) -> impl Iterator<Item = &'s SectionLimit> {
+        self.state().into_iter().flat_map(|state| &state.sections)
+    }
+
+    /// A name that is the same after a restart: `ServerName` and port, or where it is defined.
+    pub(crate) fn name(self) -> String {
+        // SAFETY: the server is live (`borrow`); its fields are read.
+        let server = unsafe { self.raw.as_ref() };
+        // SAFETY: httpd's strings end with a NUL and live as long as the server.
+        let name = unsafe { bytes(server.server_hostname) };
+        // SAFETY: as above.
+        let file = unsafe { bytes(server.defn_name) };
+        // SAFETY: the list of addresses is NULL or lives as long as the server.
+        let port =
+            unsafe { server.addrs.as_ref() }.map_or(server.port, |address| address.host_port);
+        // What httpd makes up when it finds no name.
+        let name = name.filter(|name| !name.starts_with(b"bogus_host"));
+        // SAFETY: as above; a virtual host is told from another of the same name by its address.
+        let address = unsafe { server.addrs.as_ref() };
+        // SAFETY: as above.
+        let address = address.and_then(|address| unsafe { bytes(address.virthost) });
+        let address = address.filter(|address| !matches!(*address, b"*" | b"_default_" | b""));
+        let mut text = match (name, file) {
+            (Some(name), _) => String::from_utf8_lossy(name).into_owned(),
+            (None, Some(file)) => {
+                format!("{}:{}", String::from_utf8_lossy(file), server.defn_line_number)
+            }
+            (None, None) => "the server".to_owned(),
+        };
+        if name.is_some() && port != 0 {
+            text.push_str(&format!(":{port}"));
+        }
+        if let Some(address) = address.filter(|_| server.is_virtual != 0) {
+            text.push_str(&format!(" on {}", String::from_utf8_lossy(address)));
+        }
+        text
+    }
+
+    /// Whether it is a virtual host and not the main server.
+    pub(super) fn is_virtual(self) -> bool {
+        // SAFETY: the server is live (`borrow`).
+        unsafe { (*self.raw.as_ptr()).is_virtual != 0 }
+    }
+
+    /// The counters of turns, which live as long as the parent process, over all restarts.
     ///
     /// # Errors
     /// They could not be made.
     pub(crate) fn turns(self) -> Result<Turns, String> {
+        Turns::of_process(self.process_pool()?).map_err(|error| error.to_string())
+    }
+
+    /// The ledger, which lives as long as the parent process, over all restarts.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub(crate) fn ledger(self, size: TableSize) -> Result<Ledger<'static>, String> {
+        ledger_of_process(self.process_pool()?, size)
+    }
+
+    fn process_pool(self) -> Result<Pool, String> {
         // SAFETY: the server is live (`borrow`).
         let process = unsafe { (*self.raw.as_ptr()).process };
         // SAFETY: every server_rec points to the one process_rec of its process (httpd.h).
         let raw = unsafe { (*process).pool };
         // SAFETY: the process pool lives longest of all, and only one thread runs at this time.
-        let pool = unsafe { Pool::borrow(raw) }.ok_or("the process has no pool")?;
-        Turns::of_process(pool).map_err(|error| error.to_string())
+        unsafe { Pool::borrow(raw) }.ok_or_else(|| "the process has no pool".to_owned())
     }
 
     /// Writes one line to the server's error log.

@@ -2,12 +2,15 @@
 
 use std::ffi::c_void;
 use std::fs::File;
+use std::hash::{BuildHasher as _, RandomState};
 use std::io;
 use std::ptr::NonNull;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use offload_core::ledger::{Ledger, LedgerError, TableSize};
 
 use super::pool::Pool;
 
@@ -57,6 +60,43 @@ impl Turns {
         // process.
         unsafe { counter.as_ref() }.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// The ledger that counts for all children, and for those of the configurations before this one.
+///
+/// # Errors
+/// A sentence: there is no memory, or what the process keeps is no ledger.
+pub(super) fn ledger_of_process(pool: Pool, size: TableSize) -> Result<Ledger<'static>, String> {
+    /// What the address leads to; another layout, another name.
+    #[repr(C)]
+    struct Kept {
+        words: NonNull<c_void>,
+        count: usize,
+    }
+    // The number is the ledger's format: an upgrade with another one begins a new ledger.
+    let name = c"mod_offload:ledger:1:pointer,count";
+    let kept = match pool.kept(name) {
+        Some(kept) => kept.cast::<Kept>(),
+        None => {
+            let count = Ledger::words_needed(size);
+            let words = map(count * size_of::<AtomicU64>()).map_err(|error| error.to_string())?;
+            let made = NonNull::from(Box::leak(Box::new(Kept { words, count })));
+            pool.keep(name, made.cast());
+            made
+        }
+    };
+    // SAFETY: only a leaked Kept is ever kept under this name.
+    let Kept { words, count } = unsafe { kept.as_ref() };
+    // SAFETY: `map` made that many bytes, page-aligned and zeroed, which stay to the end of the process
+    // and are only ever used through atomics.
+    let words: &'static [AtomicU64] =
+        unsafe { slice::from_raw_parts(words.as_ptr().cast(), *count) };
+    let secret = || RandomState::new().hash_one(());
+    match Ledger::open(words) {
+        Err(LedgerError::Foreign) => Ledger::create(words, size, (secret(), secret())),
+        opened => opened,
+    }
+    .map_err(|error| error.to_string())
 }
 
 /// Zeroed memory that is shared with all children, to the end of the process.

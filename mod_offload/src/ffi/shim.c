@@ -22,6 +22,14 @@ apr_status_t offload_send_body(request_rec *r, const char *text, apr_size_t leng
     return ap_pass_brigade(r->output_filters, bb);
 }
 
+/* Not in a header that modules are given, but exported, and mod_core.h is where httpd declares it. */
+extern char *ap_response_code_string(request_rec *r, int error_index);
+
+const char *offload_error_document(request_rec *r, int status)
+{
+    return ap_response_code_string(r, ap_index_of_response(status));
+}
+
 void offload_log_request(const request_rec *r, int level, const char *text)
 {
     ap_log_rerror(APLOG_MARK, level, 0, r, "%s", text);

@@ -10,6 +10,7 @@
 #include <http_request.h>
 #include <ap_expr.h>
 #include <ap_mpm.h>
+#include <mpm_common.h>
 #include <util_filter.h>
 #include <apr_pools.h>
 #include <apr_strings.h>
@@ -20,6 +21,9 @@
  * long as the request's pool.
  */
 apr_status_t offload_send_body(request_rec *r, const char *text, apr_size_t length);
+
+/* What ErrorDocument says for a status here; NULL if nothing. */
+const char *offload_error_document(request_rec *r, int status);
 
 /* One line in the request's error log. The text is never a format. */
 void offload_log_request(const request_rec *r, int level, const char *text);

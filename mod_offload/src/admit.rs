@@ -1,0 +1,253 @@
+//! Limits: gathers what concerns a request, asks the ledger, lets in or refuses.
+
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+
+use offload_core::admission::{self, Demand, Facts, SEATS, Whom, demands};
+use offload_core::directive::HostLayer;
+use offload_core::ledger::{Key, Owner, Taken, Who};
+
+use crate::ffi::expression;
+use crate::ffi::log::Level;
+use crate::ffi::request::Request;
+use crate::hooks::{Answer, HostState, Running};
+use crate::lease::{Lease, Leases, Seats};
+
+/// What access logs print as `%{offload-refused}n`.
+const REFUSED: &std::ffi::CStr = c"offload-refused";
+
+/// When a place will be free is not known; so a client may ask again in so many seconds.
+const RETRY_AFTER: &std::ffi::CStr = c"10";
+
+/// Lets a request in, or refuses it.
+pub(crate) fn admit(request: Request<'_>) -> Answer {
+    let previous = request.previous();
+    if let Some(note) = previous.and_then(|previous| previous.note(REFUSED)) {
+        // Access logs look at the last request of a redirection.
+        request.set_note_text(REFUSED, &[&String::from_utf8_lossy(note)]);
+    }
+    // A part of an answer, and the page for an error, belong to a request that has been asked.
+    if request.is_subrequest() || !request.is_fine() {
+        return Answer::Declined;
+    }
+    let Some(server) = request.server() else { return Answer::Declined };
+    let (Some(layer), Some(host)) = (server.layer(), server.host()) else {
+        return Answer::Declined;
+    };
+    let section = request.policy();
+    let limits = layer.limits_anything()
+        || section.is_some_and(|section| !section.max_concurrent().is_empty());
+    let counts_idle = limits && layer.count_idle().is_on();
+    if !counts_idle && let Some(seats) = request.old_seats() {
+        // The connection was another virtual host's, where it counts while it is idle.
+        seats.replace(Seats::default());
+    }
+    if !limits {
+        return Answer::Declined;
+    }
+    let running = host.running();
+    let Some(owner) = running.owner.get() else { return Answer::Declined };
+    let Some(leases) = request.first().leases() else { return Answer::Declined };
+
+    let kept = leases.borrow().len();
+    let mut desk = Desk {
+        request,
+        layer,
+        running,
+        owner: *owner,
+        seats: if counts_idle { request.seats() } else { None },
+        leases,
+        client: None,
+        new: Default::default(),
+        // A redirection knows less of the client than the request that it comes from: it adds only.
+        right: [previous.is_some(); SEATS],
+    };
+    if !desk.is_exempt()
+        && let Err(refused) = desk.ask_for_all(host)
+    {
+        leases.borrow_mut().truncate(kept);
+        return refuse(request, layer, &refused);
+    }
+    desk.take_seats();
+    Answer::Declined
+}
+
+/// Where one request is let in.
+struct Desk<'d> {
+    request: Request<'d>,
+    layer: &'d HostLayer,
+    running: &'d Running,
+    owner: Owner,
+    /// What the connection holds; `None` if only the request does.
+    seats: Option<&'d RefCell<Seats>>,
+    leases: &'d RefCell<Leases>,
+    client: Option<Who>,
+    /// The leases that the connection will hold, if the request is let in; else Drop gives them back.
+    new: [Option<Lease>; SEATS],
+    /// The seats of the connection that are right as they are.
+    right: [bool; SEATS],
+}
+
+impl<'d> Desk<'d> {
+    fn is_exempt(&self) -> bool {
+        let exempt = self.layer.limit_exempt();
+        !exempt.is_empty() && {
+            let (address, text) = (self.request.client_address(), self.request.client());
+            exempt.iter().any(|exempt| exempt.matches(address, text))
+        }
+    }
+
+    fn ask_for_all(&mut self, host: &HostState) -> Result<(), Demand<'d>> {
+        let (layer, request) = (self.layer, self.request);
+        let facts = Facts {
+            has_user: request.user().is_some(),
+            path: request.path(),
+            method: request.method(),
+        };
+        let directory = &self.running.directory;
+        demands(layer, &host.scopes, directory, request.policy(), &facts, |demand| {
+            let holds = self.holds(&demand);
+            if holds {
+                self.ask(demand)?;
+            }
+            Ok(holds)
+        })
+    }
+
+    /// Whether a limit's condition, if it has one, holds for the request.
+    fn holds(&self, demand: &Demand<'_>) -> bool {
+        let Some(condition) = demand.condition else { return true };
+        expression::holds(condition, self.request).unwrap_or_else(|why| {
+            let directive = demand.kind.directive().to_string_lossy();
+            let line = format!("mod_offload: the if= of {directive} failed: {why}");
+            self.request.log(Level::Error, &line);
+            false
+        })
+    }
+
+    fn ask(&mut self, demand: Demand<'d>) -> Result<(), Demand<'d>> {
+        let place = demand.place;
+        let key = self.who(demand.whom).in_place(place.name.number()).in_scope(place.scope);
+        let seat = demand.kind.seat().zip(self.seats);
+        let is_held = match seat {
+            Some((seat, seats)) => {
+                let held = &seats.borrow().held[seat];
+                let right = held.as_ref().is_some_and(|lease| lease.counts_in(key));
+                self.right[seat] = right;
+                right
+            }
+            // An internal redirect brings a request here again.
+            None => self.leases.borrow().count_in(key),
+        };
+        if is_held {
+            return Ok(());
+        }
+        let dry = self.layer.limit_dry_run().is_on();
+        let most = if dry { u32::MAX } else { demand.most };
+        let now = self.request.begun();
+        let mut taken = self.running.ledger.take(self.owner, key, most, now);
+        // Nobody is refused for the sake of the dead.
+        if matches!(taken, Taken::Refused { .. }) && self.running.bury_the_dead(now) {
+            taken = self.running.ledger.take(self.owner, key, most, now);
+        }
+        match taken {
+            Taken::Held { lease, held } => {
+                let lease = Lease::new(key, lease);
+                match seat {
+                    Some((seat, _)) => self.new[seat] = Some(lease),
+                    None => self.leases.borrow_mut().keep(lease),
+                }
+                if held > demand.most {
+                    note_dry_refusal(self.request, self.running, &demand, key);
+                }
+                Ok(())
+            }
+            Taken::Refused { .. } => Err(demand),
+            Taken::Uncounted => {
+                say_full(self.request, self.running);
+                Ok(())
+            }
+        }
+    }
+
+    fn who(&mut self, whom: Whom) -> Who {
+        let ledger = &self.running.ledger;
+        match whom {
+            Whom::Everybody => self.running.everybody,
+
+            Whom::User => ledger.who(self.request.user().unwrap_or_default()),
+            Whom::Client => {
+                if let Some(client) = self.client {
+                    return client;
+                }
+                let bytes = admission::client(self.layer, self.request.client_address());
+                let seats = self.seats.map(RefCell::borrow);
+                let known = seats.as_ref().and_then(|seats| seats.client.get());
+                let who = match known {
+                    Some((known, who)) if known == bytes => who,
+                    _ => ledger.who(&bytes),
+                };
+                if let Some(seats) = seats {
+                    seats.client.set(Some((bytes, who)));
+                }
+                self.client = Some(who);
+                who
+            }
+        }
+    }
+
+    /// The connection holds from now on what this request has asked for, and nothing else: what belonged
+    /// to another virtual host, user or client is given back.
+    fn take_seats(self) {
+        let Some(seats) = self.seats else { return };
+        let mut seats = seats.borrow_mut();
+        for ((seat, new), right) in seats.held.iter_mut().zip(self.new).zip(self.right) {
+            if !right {
+                *seat = new;
+            }
+        }
+    }
+}
+
+fn refuse(request: Request<'_>, layer: &HostLayer, refused: &Demand<'_>) -> Answer {
+    let directive = refused.kind.directive();
+    let page = admission::page(refused.kind, refused.path);
+    request.set_note(REFUSED, directive);
+    request.log(
+        Level::Info,
+        &format!(
+            "mod_offload: refused by {} {}: {page}",
+            directive.to_string_lossy(),
+            refused.most
+        ),
+    );
+    let status = layer.limit_status().0;
+    request.refuse(status, RETRY_AFTER, &page);
+    Answer::Refused(status)
+}
+
+fn note_dry_refusal(request: Request<'_>, running: &Running, demand: &Demand<'_>, key: Key) {
+    let directive = demand.kind.directive().to_string_lossy();
+    running.ledger.note_dry_refusal(key.scope());
+    request.set_note_text(REFUSED, &["dry-run ", &directive]);
+    request.log(
+        Level::Notice,
+        &format!("mod_offload: {directive} {} would refuse this (LimitDryRun)", demand.most),
+    );
+}
+
+/// Says once a minute in each child that there is no room to count.
+fn say_full(request: Request<'_>, running: &Running) {
+    let (now, said) = (request.begun(), running.said_full.load(Ordering::Relaxed));
+    if now.saturating_sub(said) >= 60_000
+        && running
+            .said_full
+            .compare_exchange(said, now, Ordering::Relaxed, Ordering::Relaxed)
+            .is_ok()
+    {
+        request.log(
+            Level::Warning,
+            "mod_offload: the counters are full; requests that find no room are let in (LimitTableSize)",
+        );
+    }
+}
