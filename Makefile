@@ -46,10 +46,17 @@ test: faulty build ## Everything: units, properties, black box on real httpd (ev
 loom: ## The ledger's steps, in every order that threads may take them
 	RUSTFLAGS='--cfg loom' $(CARGO) test --release --target-dir $(TARGET)/loom -p offload-core --lib ledger
 
-bench: bench-redirect ## All benchmarks, each beside its peer
+soak-limits: build ## Limits while clients come and go, children are killed and httpd restarts (KILLS=200)
+	@$(TARGET)/release/soak_limits
+
+bench: bench-redirect bench-limits ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 	@$(TARGET)/release/bench_redirect
+
+bench-limits: PACKAGES += valgrind libapache2-mod-qos libapache2-mod-evasive
+bench-limits: build ## What the limits cost a request; requests per second beside mod_qos and mod_evasive
+	@$(TARGET)/release/bench_limits
 
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
@@ -62,4 +69,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test loom bench bench-redirect readme install clean
+.PHONY: help setup build faulty demo check test loom soak-limits bench bench-redirect bench-limits readme install clean

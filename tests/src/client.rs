@@ -3,11 +3,15 @@
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
+};
 use tempfile::NamedTempFile;
 
 use crate::DEADLINE;
@@ -201,6 +205,12 @@ pub struct Running {
 }
 
 impl Running {
+    /// Ends it in the middle, as a user does who has lost patience.
+    pub fn abort(mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Waits for its end.
     pub fn wait(self) -> Answer {
         let output = self.child.wait_with_output().unwrap();
@@ -236,7 +246,25 @@ impl Raw {
     /// # Errors
     /// What the kernel said.
     pub fn try_connect(address: SocketAddr) -> std::io::Result<Self> {
-        let stream = TcpStream::connect(address)?;
+        Self::over(TcpStream::connect(address)?)
+    }
+
+    /// Connects from this address, with a small buffer: what the client does not read stays with the
+    /// server.
+    pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> Self {
+        let SocketAddr::V4(address) = address else { panic!("{address} is no IPv4 address") };
+        let connected = || {
+            let socket =
+                socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+            setsockopt(&socket, sockopt::RcvBuf, &(32 << 10))?;
+            bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+            connect(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+            Self::over(TcpStream::from(socket))
+        };
+        connected().unwrap_or_else(|error: std::io::Error| panic!("{source} to {address}: {error}"))
+    }
+
+    fn over(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;
@@ -245,7 +273,15 @@ impl Raw {
 
     /// Sends these bytes as they are.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        self.0.get_mut().write_all(bytes.as_ref()).unwrap();
+        self.try_send(bytes).unwrap();
+    }
+
+    /// Sends these bytes, if the other side is there.
+    ///
+    /// # Errors
+    /// What the kernel said.
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
+        self.0.get_mut().write_all(bytes.as_ref())
     }
 
     /// Reads one answer: its head, and its body by Content-Length, in chunks, or to the end.
@@ -258,27 +294,45 @@ impl Raw {
     /// # Errors
     /// What the kernel said, or that the connection ended too early.
     pub fn try_receive(&mut self) -> std::io::Result<(Head, Vec<u8>)> {
+        let head = self.try_receive_head()?;
+        let body = self.try_receive_body(&head)?;
+        Ok((head, body))
+    }
+
+    /// Reads the head of an answer, and nothing of its body.
+    ///
+    /// # Errors
+    /// What the kernel said, or that the connection ended too early.
+    pub fn try_receive_head(&mut self) -> std::io::Result<Head> {
         let mut lines = Vec::new();
         while !lines.ends_with(b"\r\n\r\n") {
             if self.0.read_until(b'\n', &mut lines)? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
         }
-        let head = Head::parse(&String::from_utf8_lossy(&lines));
+        Ok(Head::parse(&String::from_utf8_lossy(&lines)))
+    }
+
+    /// Reads the body that belongs to a head.
+    ///
+    /// # Errors
+    /// What the kernel said, or that the connection ended too early.
+    pub fn try_receive_body(&mut self, head: &Head) -> std::io::Result<Vec<u8>> {
         let mut body = Vec::new();
         if head.status == 304 || head.status == 204 {
         } else if let Some(length) = head.field("content-length") {
-            body.resize(length.parse().unwrap(), 0);
+            body = vec![0; length.parse().unwrap()];
             self.0.read_exact(&mut body)?;
         } else if head.field("transfer-encoding").is_some() {
             loop {
                 let mut line = String::new();
                 self.0.read_line(&mut line)?;
-                let size = usize::from_str_radix(line.trim(), 16)
+                let size = u64::from_str_radix(line.trim(), 16)
                     .map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
-                let start = body.len();
-                body.resize(start + size, 0);
-                self.0.read_exact(&mut body[start..])?;
+                let read = Read::take(&mut self.0, size).read_to_end(&mut body)?;
+                if u64::try_from(read).ok() != Some(size) {
+                    return Err(std::io::ErrorKind::UnexpectedEof.into());
+                }
                 self.0.read_line(&mut String::new())?;
                 if size == 0 {
                     break;
@@ -287,7 +341,7 @@ impl Raw {
         } else {
             self.0.read_to_end(&mut body)?;
         }
-        Ok((head, body))
+        Ok(body)
     }
 
     /// Reads everything up to the end of the connection.
@@ -311,6 +365,21 @@ impl Raw {
             head.field("location").unwrap().to_owned()
         };
         paths.iter().map(location).collect()
+    }
+
+    /// Which bytes come next, whatever they are.
+    ///
+    /// # Errors
+    /// What the kernel said, or that the connection ended too early.
+    pub fn read_exactly(&mut self, length: usize) -> std::io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.0.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The client's end of the connection.
+    pub fn local(&self) -> SocketAddr {
+        self.0.get_ref().local_addr().unwrap()
     }
 
     /// Whether the other side has ended the connection; waits until it does or sends something.

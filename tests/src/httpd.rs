@@ -422,6 +422,60 @@ impl Httpd {
         eventually("httpd is ready", || (self.beginnings() > before).then_some(()));
     }
 
+    /// Waits until its first children have all their threads: before that event may close connections
+    /// that are kept alive, for want of a thread, and that is no failure.
+    #[must_use]
+    pub fn settled(self) -> Self {
+        let (children, threads) = match (self.setup.mpm, self.setup.one_child) {
+            (Mpm::Prefork, _) => return self,
+            (_, true) => (1, 16),
+            (_, false) => (2, 16),
+        };
+        let complete = |pid: &Pid| {
+            fs::read_dir(format!("/proc/{pid}/task")).is_ok_and(|tasks| tasks.count() > threads)
+        };
+        eventually("the children have their threads", || {
+            (self.children().into_iter().filter(complete).count() >= children).then_some(())
+        });
+        self
+    }
+
+    /// The processes that it has made and that still live.
+    pub fn children(&self) -> Vec<Pid> {
+        let parent = self.pid().to_string();
+        let child = |entry: fs::DirEntry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            // pid (name) state parent ...
+            let mut after = stat.rsplit_once(") ")?.1.split(' ');
+            let (state, of) = (after.next()?, after.next()?);
+            let living = of == parent && state != "Z";
+            living.then(|| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw))?
+        };
+        fs::read_dir("/proc").unwrap().flatten().filter_map(child).collect()
+    }
+
+    /// The process that serves the connection whose other end is this one.
+    pub fn server_of(&self, client: SocketAddr) -> Pid {
+        let SocketAddr::V4(client) = client else { panic!("{client} is no IPv4 address") };
+        let SocketAddr::V4(server) = self.address() else { panic!("{self:?} is not on IPv4") };
+        let [local, remote] = [server, client].map(|address| {
+            format!("{:08X}:{:04X}", address.ip().to_bits().swap_bytes(), address.port())
+        });
+        let table = fs::read_to_string("/proc/net/tcp").unwrap();
+        let line = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words[1] == local && words[2] == remote).then(|| format!("socket:[{}]", words[9]))
+        };
+        let socket = table.lines().find_map(line).expect("nobody serves this connection");
+        let serves = |pid: &Pid| {
+            let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            files
+                .filter_map(|file| fs::read_link(file.path()).ok())
+                .any(|to| to.as_os_str() == &*socket)
+        };
+        self.children().into_iter().find(serves).expect("no child serves this connection")
+    }
+
     /// The process that all others come from.
     pub fn pid(&self) -> Pid {
         let child = self.child.as_ref().expect("it does not run");
@@ -444,7 +498,7 @@ impl Drop for Httpd {
 }
 
 /// The access log has one field between two tabs.
-const ACCESS: &str = "%{X-Request}i\\t%m\\t%U%q\\t%>s\\t%{offload-verdict}n\\t%{X-Mod-Offload-Bypass}i\\t%P\\t%O\\t%a";
+const ACCESS: &str = "%{X-Request}i\\t%m\\t%U%q\\t%>s\\t%{offload-verdict}n\\t%{X-Mod-Offload-Bypass}i\\t%P\\t%O\\t%a\\t%{offload-refused}n";
 
 /// One line of the access log. A `-` stands for what was not there.
 #[derive(Clone, Debug, Default)]
@@ -466,6 +520,8 @@ pub struct Entry {
     pub sent: u64,
     /// The client's address.
     pub client: String,
+    /// The limit that refused it.
+    pub refused: String,
 }
 
 impl Entry {
@@ -482,6 +538,7 @@ impl Entry {
             pid: next().parse().unwrap_or(0),
             sent: next().parse().unwrap_or(0),
             client: next(),
+            refused: next(),
         }
     }
 }

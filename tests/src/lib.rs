@@ -11,17 +11,22 @@
 mod artifacts;
 mod client;
 mod data;
+pub mod h2;
 mod httpd;
+pub mod limits;
+pub mod load;
 pub mod offload;
 mod origin;
 mod ports;
 mod scratch;
+pub mod soak;
+mod status;
 
 use std::thread;
 use std::time::{Duration, Instant};
 
 pub use artifacts::{Artifacts, workspace};
-pub use client::{Answer, Curl, Head, Raw};
+pub use client::{Answer, Curl, Head, Raw, Running};
 pub use data::{age, bytes, same_file, set_modified, write_bytes};
 pub use httpd::{Check, Entry, Httpd, Mpm, Setup};
 pub use origin::{Origin, Request};

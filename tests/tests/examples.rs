@@ -11,7 +11,8 @@
 use std::fs;
 use std::path::Path;
 
-use offload_tests::{Artifacts, Curl, Httpd, Setup, bytes, same_file};
+use offload_tests::limits::{Client, Status, put_big};
+use offload_tests::{Artifacts, Curl, Httpd, Setup, bytes, eventually, same_file};
 
 fn folder() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../conf-examples")
@@ -84,7 +85,10 @@ fn there_is_a_test_for_every_example() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["base.conf", "htaccess.example", "offload-cgi.conf"]);
+    assert_eq!(
+        names,
+        ["base.conf", "choke.conf", "htaccess.example", "limits.conf", "offload-cgi.conf"]
+    );
 }
 
 #[test]
@@ -140,4 +144,112 @@ fn htaccess_example_decides_for_its_folder() {
     base.put("downloads/.htaccess", uncommented(&example("htaccess.example")));
     let location = base.get("/downloads/a.iso").location().to_owned();
     assert_eq!(location, "http://offload9.example.org/downloads/a.iso");
+}
+
+/// Loads the module under its second name too, for `<IfModule mod_choke.c>`.
+const CHOKE: &str = "LoadModule choke_module ${SCRATCH}/mod_offload.so";
+
+const ADDRESS: &str = "Too many connections from your address";
+
+fn placed(text: &str) -> String {
+    Servers::new().placed(text)
+}
+
+#[test]
+fn limits_conf_limits() {
+    let setup = Setup::default().offload().directives(&placed(&example("limits.conf")));
+    let server = setup.start();
+    for name in ["a.zip", "search/a.zip", "pub/iso/a.iso"] {
+        put_big(&server, name);
+    }
+    let client = Client::of(&server);
+    let ten = client.hold_all("/a.zip", 10);
+    client.assert_refused("/a.zip", ADDRESS);
+    client.assert_refused("/choke-status?json", ADDRESS);
+    let log = || fs::read_to_string(server.scratch().path().join("www.example.org.log")).unwrap();
+    eventually("the log names the limit", || {
+        log().contains(" 503 ").then(|| assert!(log().contains("\"MaxConnectionsPerIP\"")))
+    });
+    let other = client.clone().from("127.0.0.2");
+    let four = other.hold_all("/search/a.zip", 4);
+    client.clone().from("127.0.0.3").assert_refused("/search/a.zip", "in this part of the server");
+    let iso = other.hold("/pub/iso/a.iso");
+    let (_, json) = client.clone().from("127.0.0.4").get("/choke-status?json");
+    let status = Status::read(&json);
+    let says = |directive| {
+        let scope = status.scope(directive);
+        (scope.limit, scope.held, scope.clients)
+    };
+    assert_eq!(says("MaxConnectionsPerIP"), (10, 16, 3), "{json}");
+    assert_eq!(says("GlobalMaxConnectionsPerIP"), (20, 16, 3), "{json}");
+    assert_eq!(says("LoadLimitServer"), (350, 16, 1), "{json}");
+    assert_eq!(says("LoadLimit"), (50, 1, 1), "{json}");
+    drop((ten, four, iso));
+    client.eventually_hold("/a.zip");
+}
+
+#[test]
+fn what_limits_conf_has_commented_out_is_accepted() {
+    let text = placed(&uncommented(&example("limits.conf")));
+    let text =
+        text.lines().filter(|line| !line.contains("LoadModule")).collect::<Vec<_>>().join("\n");
+    let check = Setup::default().offload().directives(&text).check();
+    assert!(check.ok, "{}", check.text);
+}
+
+const AUTHENTICATION: &str = "
+<Location /members>
+    AuthType Basic
+    AuthName members
+    AuthUserFile ${SCRATCH}/users
+    AuthBasicProvider file
+    Require valid-user
+</Location>";
+
+/// The reference configuration of the original, as it is, to the letter.
+#[test]
+fn choke_conf_loads_as_it_is_and_limits() {
+    let text = format!("{CHOKE}\n{}\n{AUTHENTICATION}", example("choke.conf"));
+    let setup = Setup::default().offload().directives(&text);
+    setup.scratch().write("users", "anna:{SHA}K8HstBDhQrzoO85vIStB4XgVNtw=\n");
+    let check = setup.check();
+    assert!(check.ok, "{}", check.text);
+    let server = setup.start();
+    put_big(&server, "big");
+    put_big(&server, "members/big");
+    let (one, two) = (
+        Client::of(&server).host("www.example.com"),
+        Client::of(&server).host("www.someothersite.com"),
+    );
+    let ones = one.hold_all("/big", 10);
+    one.assert_refused("/big", ADDRESS);
+    let twos = two.hold_all("/big", 10);
+    two.assert_refused("/big", ADDRESS);
+    let anna = |from| two.clone().from(from).user("anna");
+    let users: Vec<_> =
+        ["127.0.0.2", "127.0.0.3", "127.0.0.4"].map(|from| anna(from).hold("/members/big")).into();
+    anna("127.0.0.5").assert_refused("/members/big", "Too many connections of your user");
+    let (head, json) = two.clone().from("127.0.0.9").get("/choke-status?json");
+    assert_eq!(head.status, 200, "{json}");
+    let status = Status::read(&json);
+    let scopes = |directive| -> Vec<_> {
+        let mut scopes = status.scopes_of(directive);
+        scopes.sort_by(|one, other| one.place.cmp(&other.place));
+        scopes.iter().map(|scope| (scope.limit, scope.held)).collect()
+    };
+    assert_eq!(scopes("MaxConnectionsPerIP"), [(10, 10), (10, 14)], "{json}");
+    assert_eq!(scopes("MaxConnectionsPerUser"), [(3, 0), (3, 3)], "{json}");
+    assert_eq!(scopes("GlobalMaxConnectionsPerIP"), [(20, 24)], "{json}");
+    assert_eq!(scopes("GlobalMaxConnectionsPerUser"), [(10, 3)], "{json}");
+    drop((ones, twos, users));
+    one.eventually_hold("/big");
+}
+
+/// Without the second name its sections are skipped, and nothing is limited.
+#[test]
+fn choke_conf_does_nothing_unless_the_module_has_its_name() {
+    let server = Setup::default().offload().directives(&example("choke.conf")).start();
+    put_big(&server, "big");
+    let _held = Client::of(&server).host("www.example.com").hold_all("/big", 25);
+    assert_eq!(Client::of(&server).status("/choke-status"), 404);
 }
