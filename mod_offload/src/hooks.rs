@@ -290,18 +290,21 @@ fn choose<'r>(
     running: &Running,
     path: &CanonicalPath,
 ) -> Option<&'r Host> {
-    let eligible: Vec<&Host> =
-        policy.hosts().iter().filter(|host| is_eligible(request, host)).collect();
-    let hosts = eligible.iter().copied();
+    let eligible = policy.hosts().iter().filter(|host| is_eligible(request, host));
+    // To take turns one looks at the hosts twice; a condition is asked once.
+    let in_turn = |turn: &dyn Fn(&[&Host]) -> u64| {
+        let hosts: Vec<&Host> = eligible.clone().collect();
+        in_turn(hosts.iter().copied(), turn(&hosts))
+    };
     match policy.policy() {
-        Placement::Hash => home(hosts, path),
-        Placement::Rotate => {
+        Placement::Hash => home(eligible, path),
+        Placement::Rotate => in_turn(&|hosts| {
             let mut list = DefaultHasher::new();
-            hosts.clone().for_each(|host| host.prefix().hash(&mut list));
-            in_turn(hosts, running.turns.next(list.finish()))
-        }
+            hosts.iter().for_each(|host| host.prefix().hash(&mut list));
+            running.turns.next(list.finish())
+        }),
         // Each RandomState has keys of its own.
-        Placement::Random => in_turn(hosts, RandomState::new().hash_one(())),
+        Placement::Random => in_turn(&|_| RandomState::new().hash_one(())),
     }
 }
 

@@ -195,17 +195,18 @@ pub fn home<'h>(
     hosts: impl IntoIterator<Item = &'h Host>,
     path: &CanonicalPath,
 ) -> Option<&'h Host> {
-    let mut best: Option<(f64, &Host)> = None;
-    for host in hosts.into_iter().filter(|host| host.weight > 0) {
-        let score = -f64::from(host.weight) / drawn(&host.prefix, path.as_str()).ln();
-        let better = best.is_none_or(|(top, winner)| {
-            score > top || (score == top && host.prefix < winner.prefix)
-        });
-        if better {
-            best = Some((score, host));
+    let mut hosts = hosts.into_iter().filter(|host| host.weight > 0);
+    let first = hosts.next()?;
+    let Some(second) = hosts.next() else { return Some(first) };
+    let score = |host: &Host| -f64::from(host.weight) / drawn(&host.prefix, path.as_str()).ln();
+    let mut best = (score(first), first);
+    for host in std::iter::once(second).chain(hosts) {
+        let score = score(host);
+        if score > best.0 || (score == best.0 && host.prefix < best.1.prefix) {
+            best = (score, host);
         }
     }
-    best.map(|(_, host)| host)
+    Some(best.1)
 }
 
 /// The host whose turn it is: `turn` counts through the weights, so a host of weight 2 has two turns
