@@ -80,12 +80,12 @@ pub(super) fn ledger_of_process(pool: Pool, size: TableSize) -> Result<Ledger<'s
         None => {
             let count = Ledger::words_needed(size);
             let words = map(count * size_of::<AtomicU64>()).map_err(|error| error.to_string())?;
-            let made = NonNull::from(Box::leak(Box::new(Kept { words, count })));
+            let made = NonNull::new(pool.own(Kept { words, count })).ok_or("there is no memory")?;
             pool.keep(name, made.cast());
             made
         }
     };
-    // SAFETY: only a leaked Kept is ever kept under this name.
+    // SAFETY: only a Kept that the process pool owns is ever kept under this name.
     let Kept { words, count } = unsafe { kept.as_ref() };
     // SAFETY: `map` made that many bytes, page-aligned and zeroed, which stay to the end of the process
     // and are only ever used through atomics.
