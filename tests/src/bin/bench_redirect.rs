@@ -12,9 +12,9 @@
 // A benchmark ends where something does not hold.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::fs;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
+use offload_tests::load::{median, wrk};
 use offload_tests::{Httpd, Mpm, Setup, bytes};
 
 /// What our module must reach of the speed of mod_alias.
@@ -85,7 +85,7 @@ fn compare(server: &Httpd, field: &str, rounds: usize, seconds: usize) -> bool {
         // Each round begins with another one.
         for turn in 0..SUBJECTS.len() {
             let subject = (round + turn) % SUBJECTS.len();
-            let (rate, cost) = measure(server, SUBJECTS[subject].1, field, seconds);
+            let (rate, cost) = wrk(server, SUBJECTS[subject].1, seconds, &["-H", field]);
             rates[subject].push(rate);
             costs[subject].push(cost);
         }
@@ -100,43 +100,4 @@ fn compare(server: &Httpd, field: &str, rounds: usize, seconds: usize) -> bool {
         println!("{name:<26} {median:>10.0} {:>16.3} {cost:>16.2}", medians[0] / median);
     }
     medians[0] / medians[LIKE] >= WANTED
-}
-
-fn median(mut numbers: Vec<f64>) -> f64 {
-    numbers.sort_by(f64::total_cmp);
-    numbers[numbers.len() / 2]
-}
-
-/// Requests a second, as wrk counts them, and the microseconds of CPU that a request costs httpd.
-fn measure(server: &Httpd, path: &str, field: &str, seconds: usize) -> (f64, f64) {
-    let before = processor_time(server);
-    let output = Command::new("wrk")
-        // Fewer connections than threads: httpd ends kept connections when every thread is busy.
-        .args(["-t1", "-c8", &format!("-d{seconds}s"), "-H", field])
-        .arg(server.url(path))
-        .output()
-        .expect("cannot run wrk: run `make setup`");
-    let spent = processor_time(server) - before;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let failed = text.contains("Non-2xx") || text.contains("Socket errors");
-    assert!(output.status.success() && !failed, "{text}");
-    let number = |before: &str, after: &str| -> f64 {
-        let line = text.lines().find(|line| line.contains(before) && line.contains(after));
-        let word = line.and_then(|line| line.split_whitespace().find_map(|word| word.parse().ok()));
-        word.unwrap_or_else(|| panic!("wrk said: {text}"))
-    };
-    (number("Requests/sec:", ""), spent * 1e6 / number(" requests in ", ""))
-}
-
-/// The seconds of CPU that httpd's children have used so far; the kernel counts in hundredths.
-fn processor_time(server: &Httpd) -> f64 {
-    let parent = server.pid();
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
-    let hundredths = children.split_whitespace().map(|child| {
-        let line = fs::read_to_string(format!("/proc/{child}/stat")).unwrap();
-        // User and system time are the 12th and 13th field after the program's name.
-        let fields = line.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
-        fields.map(|field| field.parse::<f64>().unwrap()).sum::<f64>()
-    });
-    hundredths.sum::<f64>() / 100.0
 }
