@@ -11,8 +11,8 @@
 //! what the book and the kernel's table of connections say; then, often just after another kill, they
 //! all **leave**, and every count must be zero within a second.
 
-mod session;
 mod truth;
+mod visit;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -27,8 +27,8 @@ use nix::sys::signal::{Signal, kill};
 use crate::limits::{OBSERVER, put_big};
 use crate::status::Status;
 use crate::{Httpd, Mpm, Setup, eventually};
-use session::{Connection, status};
 use truth::{Ending, HOSTS, Truth, ends, is_per_client};
+use visit::{Connection, status};
 
 const CLIENTS: usize = 32;
 /// So many kills, about, before the clients stand still.
