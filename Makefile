@@ -54,7 +54,7 @@ bench: bench-redirect bench-limits ## All benchmarks, each beside its peer
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 	@$(TARGET)/release/bench_redirect
 
-bench-limits: PACKAGES += valgrind libapache2-mod-qos libapache2-mod-evasive
+bench bench-limits: PACKAGES += valgrind libapache2-mod-qos libapache2-mod-evasive
 bench-limits: build ## What the limits cost a request; requests per second beside mod_qos and mod_evasive
 	@$(TARGET)/release/bench_limits
 

@@ -1,4 +1,5 @@
-//! `mod_offload.so`: redirects downloads from the server that owns the files to offload hosts.
+//! `mod_offload.so`: redirects downloads from the server that owns the files to offload hosts, and limits
+//! how many of them, and of any other requests, there are at a time.
 //!
 //! # The life of a request
 //!
@@ -6,8 +7,11 @@
 //!    `offload_core::directive` read it into what its section says.
 //! 2. [`hooks::post_config`] looks up the offload hosts' names, and makes the memory that all children
 //!    share.
-//! 3. A child gets a request: translation, access control and fixups are other modules' business. httpd
-//!    merges what the sections of the request's file say.
+//! 3. A child begins, and claims its place in the ledger ([`hooks::child_init`]). It gets a request:
+//!    translation and access control are other modules' business. httpd merges what the sections of the
+//!    request's file say. [`hooks::fixups`] comes last of its kind: [`admit`] asks the ledger for every limit
+//!    that concerns the request, and lets it in or refuses it. What it holds is a [`lease::Lease`], given
+//!    back by Drop; what a dead child held, by [`hooks::child_exited`].
 //! 4. [`hooks::first_handler`] runs before every handler that could answer. It gathers facts, lets
 //!    `offload_core::verdict` walk the checklist and `offload_core::placement` choose a host.
 //! 5. [`hooks::last_handler`] runs just before httpd's own handler for files. If a host was chosen, and no
