@@ -1,0 +1,121 @@
+//! The offload host's program: serves a base server's files from a cache on disk.
+//!
+//! As a CGI it answers one request: `cgi` reads it, `exchange` asks the base (`origin`) and finds the
+//! bytes (`store`), `follow` reads them while another process of this program (`fill`) writes them.
+#![forbid(unsafe_code)]
+
+mod body;
+mod cgi;
+mod exchange;
+mod failure;
+mod fill;
+mod follow;
+mod http;
+mod log;
+mod options;
+mod origin;
+mod reply;
+mod representation;
+mod store;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use lexopt::{Arg, Parser};
+
+use crate::options::Options;
+
+/// What the command line asks for.
+enum Mode {
+    /// The environment decides; flags win over its settings.
+    Serve(Vec<(String, OsString)>),
+    /// Fill the cache: for the program itself.
+    Fill(Vec<OsString>),
+    Help,
+    Version,
+}
+
+/// The program: what `main` does.
+pub fn main() -> ExitCode {
+    if cgi::is_here() {
+        return cgi::run(cgi_options);
+    }
+    match mode(Parser::from_env()) {
+        Ok(Mode::Serve(_)) => say(true),
+        Ok(Mode::Fill(words)) => fill(&words),
+        Ok(Mode::Help) => say(false),
+        Ok(Mode::Version) => {
+            println!("offload-cgi {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Err(sentence) => {
+            log::line(&sentence);
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The settings of a CGI: the environment, and the flags of a script that calls this program.
+fn cgi_options() -> Result<Options, String> {
+    let mut flags = Vec::new();
+    if cgi::arguments_are_ours() {
+        match mode(Parser::from_env())? {
+            Mode::Serve(found) => flags = found,
+            _ => return Err("a CGI takes settings only, such as --base; see --help".to_owned()),
+        }
+    }
+    Options::read(std::env::vars_os(), &flags)
+}
+
+fn fill(words: &[OsString]) -> ExitCode {
+    match Options::read(std::env::vars_os(), &[]).and_then(|options| fill::run(words, &options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(sentence) => {
+            log::line(&sentence);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints how to use the program; as a complaint when it was used in another way.
+fn say(complain: bool) -> ExitCode {
+    let text = format!(
+        "Serves the files of a base server from a cache on disk, as a CGI under httpd:\n\
+         \n\
+         \x20 AliasMatch ^.*$ /usr/lib/cgi-bin/offload-cgi\n\
+         \x20 SetEnv OFFLOAD_BASE http://base.example.org\n\
+         \x20 SetEnv OFFLOAD_CACHE /var/cache/offload\n\
+         \x20 SetEnv ap_trust_cgilike_cl 1\n\
+         \n\
+         Each setting is a variable of the environment or a flag, which wins:\n\
+         \n\
+         {}\x20 --help, --version\n",
+        Options::help()
+    );
+    if complain {
+        eprint!("{text}");
+        return ExitCode::from(2);
+    }
+    print!("{text}");
+    ExitCode::SUCCESS
+}
+
+fn mode(mut parser: Parser) -> Result<Mode, String> {
+    let mut flags = Vec::new();
+    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+        match argument {
+            Arg::Long("help") | Arg::Short('h') => return Ok(Mode::Help),
+            Arg::Long("version") | Arg::Short('V') => return Ok(Mode::Version),
+            Arg::Long(name) if Options::has_flag(name) => {
+                let name = name.to_owned();
+                flags.push((name, parser.value().map_err(|error| error.to_string())?));
+            }
+            Arg::Value(word) if word == fill::WORD && flags.is_empty() => {
+                let words = parser.raw_args().map_err(|error| error.to_string())?;
+                return Ok(Mode::Fill(words.collect()));
+            }
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    Ok(Mode::Serve(flags))
+}
