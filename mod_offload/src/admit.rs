@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use offload_core::admission::{self, Demand, Facts, SEATS, Whom, demands};
 use offload_core::directive::HostLayer;
 use offload_core::ledger::{Key, Owner, Taken, Who};
+use offload_core::limit::Group;
 
 use crate::ffi::expression;
 use crate::ffi::log::Level;
@@ -34,9 +35,8 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     let (Some(layer), Some(host)) = (server.layer(), server.host()) else {
         return Answer::Declined;
     };
-    let section = request.policy();
-    let limits = layer.limits_anything()
-        || section.is_some_and(|section| !section.max_concurrent().is_empty());
+    let limits = !host.scopes.is_empty()
+        || request.policy().is_some_and(|section| !section.max_concurrent().is_empty());
     let counts_idle = limits && layer.count_idle().is_on();
     if !counts_idle && let Some(seats) = request.old_seats() {
         // The connection was another virtual host's, where it counts while it is idle.
@@ -49,26 +49,36 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     let Some(owner) = running.owner.get() else { return Answer::Declined };
     let Some(leases) = request.first().leases() else { return Answer::Declined };
 
+    let seats = if counts_idle { request.seats() } else { None };
+    let has_user = request.user().is_some();
+    let number = host.scopes.number();
+    let is_seated = !has_user && seats.is_some_and(|seats| seats.borrow().settled == Some(number));
     let kept = leases.borrow().len();
     let mut desk = Desk {
         request,
         layer,
         running,
         owner: *owner,
-        seats: if counts_idle { request.seats() } else { None },
+        seats,
         leases,
+        looks_twice: kept > 0 || host.scopes.has_twins(),
+        is_dry: layer.limit_dry_run().is_on(),
         client: None,
         new: Default::default(),
         // A redirection knows less of the client than the request that it comes from: it adds only.
         right: [previous.is_some(); SEATS],
+        is_settled: host.scopes.are_seats_steady() && !has_user && previous.is_none(),
     };
-    if !desk.is_exempt()
-        && let Err(refused) = desk.ask_for_all(host)
-    {
+    // Who is seated was asked whether it is exempt, and is not.
+    if !is_seated && desk.is_exempt() {
+        desk.is_settled = false;
+    } else if let Err(refused) = desk.ask_for_all(host, has_user, is_seated) {
         leases.borrow_mut().truncate(kept);
         return refuse(request, layer, &refused);
     }
-    desk.take_seats();
+    if !is_seated {
+        desk.take_seats(number);
+    }
     Answer::Declined
 }
 
@@ -81,11 +91,16 @@ struct Desk<'d> {
     /// What the connection holds; `None` if only the request does.
     seats: Option<&'d RefCell<Seats>>,
     leases: &'d RefCell<Leases>,
+    /// Whether the request may ask for what it holds already.
+    looks_twice: bool,
+    is_dry: bool,
     client: Option<Who>,
     /// The leases that the connection will hold, if the request is let in; else Drop gives them back.
     new: [Option<Lease>; SEATS],
     /// The seats of the connection that are right as they are.
     right: [bool; SEATS],
+    /// Whether the next request of the connection will ask for the same seats.
+    is_settled: bool,
 }
 
 impl<'d> Desk<'d> {
@@ -97,21 +112,49 @@ impl<'d> Desk<'d> {
         }
     }
 
-    fn ask_for_all(&mut self, host: &HostState) -> Result<(), Demand<'d>> {
-        let (layer, request) = (self.layer, self.request);
-        let facts = Facts {
-            has_user: request.user().is_some(),
-            path: request.path(),
-            method: request.method(),
-        };
-        let directory = &self.running.directory;
-        demands(layer, &host.scopes, directory, request.policy(), &facts, |demand| {
-            let holds = self.holds(&demand);
-            if holds {
-                self.ask(demand)?;
+    fn ask_for_all(
+        &mut self,
+        host: &'d HostState,
+        has_user: bool,
+        is_seated: bool,
+    ) -> Result<(), Box<Demand<'d>>> {
+        let request = self.request;
+        let facts = Facts { has_user, is_seated, path: request.path(), method: request.method() };
+        demands(&host.scopes, request.policy(), &facts, |demand| {
+            if self.ask_again(demand) {
+                return Ok(true);
             }
-            Ok(holds)
+            self.ask_if_it_holds(demand)
         })
+    }
+
+    /// Most demands are of this kind: for everybody, without a condition, and met the last time by the lease
+    /// that was given back last. Whether this one is, and is met.
+    #[inline]
+    fn ask_again(&self, demand: &Demand<'d>) -> bool {
+        if demand.whom != Whom::Everybody
+            || demand.condition.is_some()
+            || self.looks_twice
+            || self.is_dry
+        {
+            return false;
+        }
+        let Some((key, trace)) = demand.spot.of_everybody() else { return false };
+        let now = self.request.begun();
+        let lease = self.running.ledger.retake(self.owner, key, demand.most, now, trace);
+        lease.is_some_and(|lease| {
+            self.leases.borrow_mut().keep(lease);
+            true
+        })
+    }
+
+    #[inline(never)]
+    fn ask_if_it_holds(&mut self, demand: &Demand<'d>) -> Result<bool, Box<Demand<'d>>> {
+        let holds = self.holds(demand);
+        if holds {
+            self.ask(demand)?;
+        }
+        Ok(holds)
     }
 
     /// Whether a limit's condition, if it has one, holds for the request.
@@ -125,9 +168,9 @@ impl<'d> Desk<'d> {
         })
     }
 
-    fn ask(&mut self, demand: Demand<'d>) -> Result<(), Demand<'d>> {
-        let place = demand.place;
-        let key = self.who(demand.whom).in_place(place.name.number()).in_scope(place.scope);
+    fn ask(&mut self, demand: &Demand<'d>) -> Result<(), Box<Demand<'d>>> {
+        let (directory, everybody) = (&self.running.directory, self.running.everybody);
+        let key = demand.spot.key(directory, self.who(demand.whom), everybody);
         let seat = demand.kind.seat().zip(self.seats);
         let is_held = match seat {
             Some((seat, seats)) => {
@@ -137,44 +180,51 @@ impl<'d> Desk<'d> {
                 right
             }
             // An internal redirect brings a request here again.
-            None => self.leases.borrow().count_in(key),
+            None => self.looks_twice && self.leases.borrow().count_in(key),
         };
         if is_held {
             return Ok(());
         }
-        let dry = self.layer.limit_dry_run().is_on();
-        let most = if dry { u32::MAX } else { demand.most };
-        let now = self.request.begun();
-        let mut taken = self.running.ledger.take(self.owner, key, most, now);
-        // Nobody is refused for the sake of the dead.
-        if matches!(taken, Taken::Refused { .. }) && self.running.bury_the_dead(now) {
-            taken = self.running.ledger.take(self.owner, key, most, now);
-        }
-        match taken {
+        match self.take(demand, key) {
             Taken::Held { lease, held } => {
-                let lease = Lease::new(key, lease);
                 match seat {
-                    Some((seat, _)) => self.new[seat] = Some(lease),
+                    Some((seat, _)) => self.new[seat] = Some(Lease::new(lease)),
                     None => self.leases.borrow_mut().keep(lease),
                 }
                 if held > demand.most {
-                    note_dry_refusal(self.request, self.running, &demand, key);
+                    note_dry_refusal(self.request, self.running, demand, key);
                 }
                 Ok(())
             }
-            Taken::Refused { .. } => Err(demand),
+            Taken::Refused { .. } => Err(Box::new(*demand)),
             Taken::Uncounted => {
+                self.is_settled = false;
                 say_full(self.request, self.running);
                 Ok(())
             }
         }
     }
 
+    fn take(&self, demand: &Demand<'d>, key: Key) -> Taken {
+        let (ledger, now) = (&self.running.ledger, self.request.begun());
+        let most = if self.is_dry { u32::MAX } else { demand.most };
+        let taken = match demand.spot.of_everybody() {
+            Some((everybody, trace)) if everybody == key => {
+                ledger.take_and_trace(self.owner, key, most, now, trace)
+            }
+            _ => ledger.take(self.owner, key, most, now),
+        };
+        // Nobody is refused for the sake of the dead.
+        if matches!(taken, Taken::Refused { .. }) && self.running.bury_the_dead(now) {
+            return ledger.take(self.owner, key, most, now);
+        }
+        taken
+    }
+
     fn who(&mut self, whom: Whom) -> Who {
         let ledger = &self.running.ledger;
         match whom {
             Whom::Everybody => self.running.everybody,
-
             Whom::User => ledger.who(self.request.user().unwrap_or_default()),
             Whom::Client => {
                 if let Some(client) = self.client {
@@ -198,9 +248,10 @@ impl<'d> Desk<'d> {
 
     /// The connection holds from now on what this request has asked for, and nothing else: what belonged
     /// to another virtual host, user or client is given back.
-    fn take_seats(self) {
+    fn take_seats(self, host: u32) {
         let Some(seats) = self.seats else { return };
         let mut seats = seats.borrow_mut();
+        seats.settled = self.is_settled.then_some(host);
         for ((seat, new), right) in seats.held.iter_mut().zip(self.new).zip(self.right) {
             if !right {
                 *seat = new;
@@ -211,7 +262,7 @@ impl<'d> Desk<'d> {
 
 fn refuse(request: Request<'_>, layer: &HostLayer, refused: &Demand<'_>) -> Answer {
     let directive = refused.kind.directive();
-    let page = admission::page(refused.kind, refused.path);
+    let page = admission::page(refused.kind, refused.group.map(Group::first_path));
     request.set_note(REFUSED, directive);
     request.log(
         Level::Info,

@@ -4,16 +4,17 @@
 //! counts, and how many may be held there. The ledger says whether there is room; this module does not
 //! know it.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::ffi::CStr;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::Hasher;
 use std::net::IpAddr;
+use std::sync::OnceLock;
 
 use siphasher::sip::SipHasher13;
 
 use crate::directive::{HostLayer, Layer};
-use crate::ledger::Scope;
-use crate::limit::{Limit, Position, Prefixes};
+use crate::ledger::{Key, Scope, Trace, Who};
+use crate::limit::{Group, Limit, Position, Prefixes};
 use crate::setting::Condition;
 
 /// Which limit it is.
@@ -89,14 +90,47 @@ pub struct Place {
     pub scope: Scope,
 }
 
-/// The places of a virtual host's limits that need no section.
-#[derive(Clone, Copy, Debug)]
+/// The limits of a virtual host that need no section, as each request meets them.
+#[derive(Debug)]
 pub struct HostScopes {
-    address: Place,
-    user: Place,
-    global_address: Place,
-    global_user: Place,
-    server: Place,
+    number: u32,
+    limits: Vec<HostLimit>,
+    has_twins: bool,
+    are_seats_steady: bool,
+}
+
+/// One of them.
+#[derive(Debug)]
+struct HostLimit {
+    kind: Kind,
+    spot: Spot,
+    whom: Whom,
+    most: u32,
+    condition: Option<Condition>,
+    /// The paths that it is about, if not about all.
+    group: Option<Group>,
+}
+
+impl HostScopes {
+    /// What tells the virtual host from the others of this configuration.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.limits.is_empty()
+    }
+
+    /// Whether two of the limits for everybody count in the same place.
+    pub fn has_twins(&self) -> bool {
+        self.has_twins
+    }
+
+    /// Whether the limits of connections ask the same of each request of one client without a user.
+    pub fn are_seats_steady(&self) -> bool {
+        self.are_seats_steady
+    }
 }
 
 /// What is known of a request when it asks to be let in.
@@ -104,6 +138,8 @@ pub struct HostScopes {
 pub struct Facts<'a> {
     /// Whether it said who its user is.
     pub has_user: bool,
+    /// Whether its connection holds already all that the limits of connections ask.
+    pub is_seated: bool,
     /// The URL path, as httpd has normalised it.
     pub path: &'a [u8],
     /// httpd's number of the method.
@@ -127,15 +163,15 @@ pub struct Demand<'a> {
     /// Which limit.
     pub kind: Kind,
     /// Where it counts.
-    pub place: Place,
+    pub spot: &'a Spot,
     /// For whom it counts there.
     pub whom: Whom,
     /// How many may be held, this one included; [`u32::MAX`]: it only counts.
     pub most: u32,
     /// When it holds.
     pub condition: Option<&'a Condition>,
-    /// The group's first path, for the page.
-    pub path: Option<&'a str>,
+    /// The paths that it is about, if not about all.
+    pub group: Option<&'a Group>,
 }
 
 /// Tells the limits that concern a request, until `tell` breaks off. The narrow ones come first: who is
@@ -144,70 +180,51 @@ pub struct Demand<'a> {
 ///
 /// # Errors
 /// What `tell` broke off with.
+#[inline]
 pub fn demands<'a, E>(
-    host: &'a HostLayer,
-    scopes: &HostScopes,
-    directory: &Directory,
+    host: &'a HostScopes,
     section: Option<&'a Layer>,
     facts: &Facts<'_>,
-    mut tell: impl FnMut(Demand<'a>) -> Result<bool, E>,
+    mut tell: impl FnMut(&Demand<'a>) -> Result<bool, E>,
 ) -> Result<(), E> {
     let sections = section.map_or_else(Default::default, Layer::max_concurrent);
     for limit in sections.iter().rev().filter(|limit| limit.covers(facts.method)) {
+        let condition = limit.limit.condition();
         // The innermost whose condition holds; one that lifts the limits around it needs no condition.
-        let lifts = limit.limit.most().is_none() && limit.limit.condition().is_none();
-        let place = directory.place(limit.scope);
-        if lifts
-            || ask(&mut tell, Kind::MaxConcurrentReqs, Some(&limit.limit), place, Whom::Everybody)?
-        {
+        let holds = match limit.limit.most() {
+            Some(most) => tell(&Demand {
+                kind: Kind::MaxConcurrentReqs,
+                spot: &limit.spot,
+                whom: Whom::Everybody,
+                most,
+                condition,
+                group: None,
+            })?,
+            None => condition.is_none(),
+        };
+        if holds {
             break;
         }
     }
-    for (kind, groups) in
-        [(Kind::LoadLimit, host.load_limits()), (Kind::LoadLimit1, host.load_limits_of_first())]
-    {
-        for group in groups {
-            let Some((position, most)) = group.position(facts.path).zip(group.limit.most()) else {
-                continue;
-            };
-            let refuses = kind == Kind::LoadLimit || position == Position::First;
-            tell(Demand {
-                kind,
-                place: directory.place(group.scope(kind)),
-                whom: Whom::Everybody,
-                most: if refuses { most } else { u32::MAX },
-                condition: group.limit.condition(),
-                path: Some(group.first_path()),
-            })?;
+    for limit in &host.limits {
+        let is_concerned = match limit.whom {
+            Whom::Everybody => true,
+            Whom::Client => !facts.is_seated,
+            Whom::User => facts.has_user,
+        };
+        if !is_concerned {
+            continue;
         }
+        let group = limit.group.as_ref();
+        let most = match group.map(|group| group.position(facts.path)) {
+            Some(None) => continue,
+            Some(Some(Position::Other)) if limit.kind == Kind::LoadLimit1 => u32::MAX,
+            _ => limit.most,
+        };
+        let (kind, spot, whom) = (limit.kind, &limit.spot, limit.whom);
+        tell(&Demand { kind, spot, whom, most, condition: limit.condition.as_ref(), group })?;
     }
-    let mut ask =
-        |kind, limit: Option<&'a Limit>, place, whom| ask(&mut tell, kind, limit, place, whom);
-    if facts.has_user {
-        let (server, own) = (host.global_max_per_user(), host.max_per_user());
-        ask(Kind::MaxConnectionsPerUser, own, scopes.user, Whom::User)?;
-        ask(Kind::GlobalMaxConnectionsPerUser, server, scopes.global_user, Whom::User)?;
-    }
-    let (server, own) = (host.global_max_per_address(), host.max_per_address());
-    ask(Kind::MaxConnectionsPerIp, own, scopes.address, Whom::Client)?;
-    ask(Kind::GlobalMaxConnectionsPerIp, server, scopes.global_address, Whom::Client)?;
-    ask(Kind::LoadLimitServer, host.load_limit_server(), scopes.server, Whom::Everybody)?;
     Ok(())
-}
-
-fn ask<'a, E>(
-    tell: &mut impl FnMut(Demand<'a>) -> Result<bool, E>,
-    kind: Kind,
-    limit: Option<&'a Limit>,
-    place: Place,
-    whom: Whom,
-) -> Result<bool, E> {
-    match limit.and_then(|limit| Some((limit, limit.most()?))) {
-        Some((limit, most)) => {
-            tell(Demand { kind, place, whom, most, condition: limit.condition(), path: None })
-        }
-        None => Ok(false),
-    }
 }
 
 /// The bytes by which a client is known; a client without an address is everybody without one.
@@ -219,27 +236,46 @@ pub fn client(host: &HostLayer, address: Option<IpAddr>) -> [u8; 17] {
 /// Which row of the ledger's statistics belongs to a scope.
 #[derive(Debug, Default)]
 pub struct Directory {
-    numbers: HashMap<ScopeName, u16, BuildHasherDefault<Same>>,
+    /// What has been given away, by number; empty until the first scope is declared.
+    rows: Vec<Option<ScopeName>>,
     entries: Vec<Entry>,
+    hosts: u32,
 }
 
-/// The hash of what is a hash already, made of the administrator's words and not of a client's.
-#[derive(Default)]
-struct Same(u64);
+/// Where a limit counts, with what this process has found out about it.
+#[derive(Debug)]
+pub struct Spot {
+    name: ScopeName,
+    known: OnceLock<(Place, Key)>,
+    trace: Trace,
+}
 
-impl Hasher for Same {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
-        }
+impl Spot {
+    /// A scope of which nothing is known yet.
+    pub fn new(name: ScopeName) -> Self {
+        Self { name, known: OnceLock::new(), trace: Trace::default() }
     }
 
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number;
+    /// Where everybody counts together, if that is known already, and where that was last.
+    #[inline]
+    pub fn of_everybody(&self) -> Option<(Key, &Trace)> {
+        self.known.get().map(|&(_, key)| (key, &self.trace))
     }
 
-    fn finish(&self) -> u64 {
-        self.0
+    /// Where `who` counts, where everybody is `everybody`.
+    pub fn key(&self, directory: &Directory, who: Who, everybody: Who) -> Key {
+        let &(place, key) = self.known.get_or_init(|| {
+            let place = directory.place(self.name);
+            (place, place.key(everybody))
+        });
+        if who == everybody { key } else { place.key(who) }
+    }
+}
+
+impl Place {
+    /// The key of somebody here.
+    fn key(self, who: Who) -> Key {
+        who.in_place(self.name.0).in_scope(self.scope)
     }
 }
 
@@ -259,24 +295,40 @@ pub struct Entry {
 /// The scopes that have rows of their own; row 0 is for those that only .htaccess files name.
 const ROWS: u16 = 1024;
 
+/// The rows that a scope may be given, the best one first.
+fn probe(name: ScopeName) -> impl Iterator<Item = u16> {
+    let first = u16::try_from(name.0 % u64::from(ROWS - 1)).unwrap_or(0);
+    (0..ROWS - 1).map(move |step| 1 + (first + step) % (ROWS - 1))
+}
+
 impl Directory {
     /// Gives a scope a row: by its name the same one after a restart, unless two names meet.
     pub fn declare(&mut self, kind: Kind, scope: ScopeName, place: &str, most: u32) {
-        if self.numbers.contains_key(&scope) || self.entries.len() >= usize::from(ROWS) - 1 {
+        if self.row(scope).is_some() || self.entries.len() >= usize::from(ROWS) - 1 {
             return;
         }
-        let first = u16::try_from(scope.0 % u64::from(ROWS - 1)).unwrap_or(0);
-        let taken = |row: u16| self.entries.iter().any(|entry| entry.scope.0 == row);
-        let row =
-            (0..ROWS - 1).map(|step| 1 + (first + step) % (ROWS - 1)).find(|&row| !taken(row));
-        let Some(row) = row else { return };
-        self.numbers.insert(scope, row);
+        self.rows.resize(usize::from(ROWS), None);
+        let free = probe(scope).find(|&row| self.rows[usize::from(row)].is_none());
+        let Some(row) = free else { return };
+        self.rows[usize::from(row)] = Some(scope);
         self.entries.push(Entry { scope: Scope(row), kind, place: place.to_owned(), most });
+    }
+
+    /// The row that was given to a scope: it lies before the first free one on its way.
+    fn row(&self, name: ScopeName) -> Option<u16> {
+        for row in probe(name) {
+            match *self.rows.get(usize::from(row))? {
+                Some(given) if given == name => return Some(row),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+        None
     }
 
     /// Where a scope counts.
     pub fn place(&self, name: ScopeName) -> Place {
-        Place { name, scope: Scope(self.numbers.get(&name).copied().unwrap_or(0)) }
+        Place { name, scope: Scope(self.row(name).unwrap_or(0)) }
     }
 
     /// All that were declared, in the order of their declaration.
@@ -286,37 +338,59 @@ impl Directory {
 
     /// Declares what a virtual host limits, apart from its sections, and says where it counts.
     pub fn declare_host(&mut self, host: &HostLayer, name: &str) -> HostScopes {
-        let mut declare = |kind, limit: Option<&Limit>, place: &str| {
-            let scope = ScopeName::of(kind, place);
-            if let Some(most) = limit.and_then(Limit::most) {
-                self.declare(kind, scope, place, most);
-            }
-            self.place(scope)
-        };
         let server = "the server";
-        let scopes = HostScopes {
-            server: declare(Kind::LoadLimitServer, host.load_limit_server(), server),
-            global_address: declare(
+        let groups = |kind, groups: &[Group]| -> Vec<_> {
+            let limit = |group: &Group| {
+                (
+                    kind,
+                    Whom::Everybody,
+                    Some(group.limit.clone()),
+                    group.name.to_string(),
+                    Some(group.clone()),
+                )
+            };
+            groups.iter().map(limit).collect()
+        };
+        let one = |kind, whom, limit: Option<&Limit>, place: &str| {
+            vec![(kind, whom, limit.cloned(), place.to_owned(), None)]
+        };
+        // The narrow ones first, as `demands` promises.
+        let all = [
+            groups(Kind::LoadLimit, host.load_limits()),
+            groups(Kind::LoadLimit1, host.load_limits_of_first()),
+            one(Kind::MaxConnectionsPerUser, Whom::User, host.max_per_user(), name),
+            one(Kind::GlobalMaxConnectionsPerUser, Whom::User, host.global_max_per_user(), server),
+            one(Kind::MaxConnectionsPerIp, Whom::Client, host.max_per_address(), name),
+            one(
                 Kind::GlobalMaxConnectionsPerIp,
+                Whom::Client,
                 host.global_max_per_address(),
                 server,
             ),
-            global_user: declare(
-                Kind::GlobalMaxConnectionsPerUser,
-                host.global_max_per_user(),
-                server,
-            ),
-            address: declare(Kind::MaxConnectionsPerIp, host.max_per_address(), name),
-            user: declare(Kind::MaxConnectionsPerUser, host.max_per_user(), name),
-        };
-        for (kind, groups) in
-            [(Kind::LoadLimit, host.load_limits()), (Kind::LoadLimit1, host.load_limits_of_first())]
-        {
-            for group in groups {
-                declare(kind, Some(&group.limit), &group.name);
-            }
+            one(Kind::LoadLimitServer, Whom::Everybody, host.load_limit_server(), server),
+        ];
+        let mut limits = Vec::new();
+        for (kind, whom, limit, place, group) in all.into_iter().flatten() {
+            let Some((limit, most)) = limit.and_then(|limit| Some((limit.clone(), limit.most()?)))
+            else {
+                continue;
+            };
+            let scope = ScopeName::of(kind, &place);
+            self.declare(kind, scope, &place, most);
+            let condition = limit.condition().cloned();
+            limits.push(HostLimit { kind, spot: Spot::new(scope), whom, most, condition, group });
         }
-        scopes
+        self.hosts += 1;
+        let of_everybody = limits.iter().filter(|limit| limit.whom == Whom::Everybody);
+        let mut seen = HashSet::new();
+        HostScopes {
+            number: self.hosts,
+            has_twins: !of_everybody.map(|limit| limit.spot.name).all(|name| seen.insert(name)),
+            are_seats_steady: limits
+                .iter()
+                .all(|limit| limit.kind.seat().is_none() || limit.condition.is_none()),
+            limits,
+        }
     }
 }
 
@@ -372,7 +446,7 @@ mod tests {
         let mut directory = Directory::default();
         let scopes = directory.declare_host(&host, "www.example.org:80");
         let mut asked = Vec::new();
-        let told = demands(&host, &scopes, &directory, Some(&section), facts, |demand| {
+        let told = demands(&scopes, Some(&section), facts, |demand| {
             asked.push((demand.kind, demand.most));
             Ok::<bool, ()>(true)
         });
@@ -380,7 +454,8 @@ mod tests {
         asked
     }
 
-    const FACTS: Facts<'static> = Facts { has_user: false, path: b"/a/b", method: 0 };
+    const FACTS: Facts<'static> =
+        Facts { has_user: false, is_seated: false, path: b"/a/b", method: 0 };
 
     #[test]
     fn a_server_without_limits_asks_nothing() {
@@ -406,7 +481,7 @@ mod tests {
         let mut directory = Directory::default();
         let scopes = directory.declare_host(&host, "www");
         let mut told = Vec::new();
-        let done = demands(&host, &scopes, &directory, Some(&section), &FACTS, |demand| {
+        let done = demands(&scopes, Some(&section), &FACTS, |demand| {
             told.push(demand.most);
             Ok::<bool, ()>(demand.condition.is_none())
         });

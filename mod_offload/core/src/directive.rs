@@ -292,23 +292,6 @@ directives! {
         c"For how many clients at a time the counters have room; about 90 bytes each, taken at the start";
 }
 
-impl HostLayer {
-    /// Whether any limit of the virtual host can concern a request, apart from those of its sections.
-    pub fn limits_anything(&self) -> bool {
-        [
-            self.max_per_address(),
-            self.max_per_user(),
-            self.global_max_per_address(),
-            self.global_max_per_user(),
-            self.load_limit_server(),
-        ]
-        .iter()
-        .any(Option::is_some)
-            || !self.load_limits().is_empty()
-            || !self.load_limits_of_first().is_empty()
-    }
-}
-
 /// The README's table of directives, in Markdown.
 pub fn manual() -> String {
     let mut text =

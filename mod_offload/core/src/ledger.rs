@@ -10,23 +10,26 @@
 //!   Tally = version | count | act (take or release) | cell of the lease that acted last.
 //! * A lease **cell**: state (free, pending, held, releasing) | sequence | way | owner.
 //! * An **owner** slot: generation | process id | start time, so that a process claims it in one step;
-//!   and a hint, the cell that it freed last, on which nothing depends.
+//!   and a hint, a cell that is likely to be free, on which nothing depends.
 //! * A **lock** for each bucket of eight ways: version | owner. Only who brings a new key takes one
 //!   (both buckets of the key, lower first); who finds its key takes none.
 //!
 //! Every step is one compare-and-swap of one word:
 //!
 //! ```text
-//! take      cell free -> pending     tally: count + 1, (take, cell)       cell pending -> held
-//! release   cell held -> releasing   tally: count - 1, (release, cell)    cell releasing -> free
+//! take      cell free -> pending                tally: count + 1, (take, cell)
+//! release   cell pending or held -> releasing   tally: count - 1, (release, cell)   cell -> free
 //! insert    lock both   tally: closed   tag, time   tally: open   unlock both
 //! ```
+//!
+//! Whoever changes a tally first **settles** the act that it names: a pending cell becomes held, a
+//! releasing one free. So a lease of which nobody else has taken note is given back as it was taken.
 //!
 //! # Why a death leaks nothing
 //!
 //! The one question after a death in mid-act is *whether the tally was already changed*. Two facts
 //! answer it. (1) The changed tally names the cell and the act. (2) Nobody overwrites a tally before the
-//! act that it names is **settled**: its cell moved on from pending to held, from releasing to free. So
+//! act that it names is settled: its cell moved on from pending to held, from releasing to free. So
 //!
 //! > *an act has happened if and only if the tally names it, or its cell is no longer in the act's state.*
 //!
@@ -38,8 +41,7 @@
 //! | --- | --- | --- | --- |
 //! | before the first step | nothing | | |
 //! | cell pending, tally not changed | a pending cell that the tally does not name | scan of cells | cell -> free |
-//! | tally raised, cell pending | a pending cell that the tally names (or held, settled by another) | scan | cell -> held, then a release |
-//! | holding | held cells | scan | a release |
+//! | holding | a pending cell that the tally names, or held cells (settled by another) | scan | cell -> held, then a release |
 //! | cell releasing, tally not changed | a releasing cell that the tally does not name | scan | the decrement, cell -> free |
 //! | tally lowered, cell releasing | a releasing cell that the tally names (or free) | scan | cell -> free |
 //! | inserting | one or two locks; perhaps one closed way (count 0) with the old or the new tag | scan of locks | tally -> open, whichever tag it bears, then unlock |
@@ -90,7 +92,7 @@ mod loom_tests;
 mod tests;
 
 pub use layout::{LedgerError, TableSize};
-pub use lease::{Lease, Taken};
+pub use lease::{Lease, Taken, Trace};
 pub use recover::Reclaimed;
 pub use snapshot::{ScopeSnapshot, Snapshot};
 pub use table::{Key, Scope, Who};

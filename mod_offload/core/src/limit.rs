@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::admission::{Kind, ScopeName};
+use crate::admission::{Kind, ScopeName, Spot};
 use crate::setting::{Condition, Context, Entry, Word};
 
 /// So many at a time, perhaps under a condition. Zero means no limit.
@@ -79,6 +79,8 @@ pub struct SectionLimit {
     pub section: Arc<str>,
     /// Its counter.
     pub scope: ScopeName,
+    /// What the process knows of the counter.
+    pub spot: Arc<Spot>,
     methods: u64,
 }
 
@@ -99,7 +101,8 @@ impl Entry for SectionLimit {
         let place =
             if methods == u64::MAX { section } else { format!("{section} methods {methods:x}") };
         let scope = ScopeName::of(Kind::MaxConcurrentReqs, &place);
-        Ok(vec![Self { limit, section: place.into(), scope, methods }])
+        let spot = Arc::new(Spot::new(scope));
+        Ok(vec![Self { limit, section: place.into(), scope, spot, methods }])
     }
 }
 
@@ -110,35 +113,39 @@ pub struct Group {
     pub limit: Limit,
     /// What the group is called: its paths and where it was declared.
     pub name: Arc<str>,
-    paths: Arc<[String]>,
-    scope: ScopeName,
-    scope_of_first: ScopeName,
+    paths: Arc<[GroupPath]>,
+}
+
+#[derive(Clone, Debug)]
+struct GroupPath {
+    text: String,
+    /// The same without slashes at its end.
+    trimmed: Box<[u8]>,
+}
+
+impl GroupPath {
+    /// Whether it covers the URL path.
+    fn covers(&self, path: &[u8]) -> bool {
+        // What comes behind it is seen at a glance, and mostly tells.
+        matches!(path.get(self.trimmed.len()), None | Some(b'/')) && path.starts_with(&self.trimmed)
+    }
 }
 
 impl Group {
     /// Whether the URL path is in the group, and under its first path. Paths cover whole segments: `/a`
     /// covers `/a` and `/a/b`, not `/ab`; where two cover it, the longer one does.
     pub fn position(&self, path: &[u8]) -> Option<Position> {
-        let length = |group: &str| {
-            let group = group.trim_end_matches('/').as_bytes();
-            let rest = path.strip_prefix(group)?;
-            (rest.is_empty() || rest[0] == b'/').then_some(group.len())
-        };
-        let covering =
-            self.paths.iter().enumerate().filter_map(|(at, group)| Some((length(group)?, at)));
+        let covering = self.paths.iter().enumerate().filter(|(_, group)| group.covers(path));
         // Of two that are the same the first counts.
-        let (_, at) = covering.max_by_key(|&(length, at)| (length, std::cmp::Reverse(at)))?;
+        let (at, _) = covering.reduce(|best, other| {
+            if other.1.trimmed.len() > best.1.trimmed.len() { other } else { best }
+        })?;
         Some(if at == 0 { Position::First } else { Position::Other })
-    }
-
-    /// Its counter.
-    pub fn scope(&self, kind: Kind) -> ScopeName {
-        if kind == Kind::LoadLimit1 { self.scope_of_first } else { self.scope }
     }
 
     /// Its first path.
     pub fn first_path(&self) -> &str {
-        self.paths.first().map_or("/", String::as_str)
+        self.paths.first().map_or("/", |path| &path.text)
     }
 }
 
@@ -164,9 +171,13 @@ impl Entry for Group {
         let name = format!("{} of {server}", paths.join(" "));
         Ok(vec![Self {
             limit,
-            paths: paths.iter().map(|&path| path.to_owned()).collect(),
-            scope: ScopeName::of(Kind::LoadLimit, &name),
-            scope_of_first: ScopeName::of(Kind::LoadLimit1, &name),
+            paths: paths
+                .iter()
+                .map(|&path| GroupPath {
+                    text: path.to_owned(),
+                    trimmed: path.trim_end_matches('/').as_bytes().into(),
+                })
+                .collect(),
             name: name.into(),
         }])
     }

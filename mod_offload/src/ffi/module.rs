@@ -96,8 +96,12 @@ pub(super) unsafe fn config<'a, T>(vector: *mut sys::ap_conf_vector_t) -> Option
 /// # Safety
 /// `vector` is a live vector of httpd.
 pub(super) unsafe fn entry(vector: *mut sys::ap_conf_vector_t) -> *mut c_void {
-    // SAFETY: the caller promises the vector; httpd only reads our record's index.
-    unsafe { sys::ap_get_module_config(vector, offload_module.0.get()) }
+    let index = usize::try_from(offload_module.index()).unwrap_or(0);
+    // SAFETY: the caller promises the vector, which is an array with an entry for each module: it is read
+    // as httpd's own macro ap_get_module_config does it (http_config.h).
+    let entry = unsafe { vector.cast::<*mut c_void>().add(index) };
+    // SAFETY: as above.
+    unsafe { entry.read() }
 }
 
 /// Sets our entry in a configuration vector.

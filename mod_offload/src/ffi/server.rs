@@ -98,7 +98,7 @@ impl<'s> Server<'s> {
         let vector = unsafe { (*self.raw.as_ptr()).module_config };
         // SAFETY: httpd made the vector, which lives as long as the server.
         let entry = unsafe { module::entry(vector) };
-        // SAFETY: our entry is NULL or came from Box::into_raw of a ServerState, and the caller promises that
+        // SAFETY: our entry is NULL or a ServerState that `Pool::own` made, and the caller promises that
         // nobody else uses it.
         unsafe { entry.cast::<ServerState>().as_mut() }
     }

@@ -239,11 +239,17 @@ impl<'a> Ledger<'a> {
         if identity.pid() == 0 {
             return None;
         }
-        self.owners.iter().zip(0_u16..).find_map(|([word, ..], slot)| {
+        let owner = self.owners.iter().zip(0_u16..).find_map(|([word, ..], slot)| {
             let found = Claim(load(word));
             let claim = found.claimed(identity);
             (found.is_free() && exchange(word, found.0, claim.0)).then_some(Owner { slot, claim })
-        })
+        })?;
+        if let Some(hint) = self.hint(owner.slot) {
+            // Each begins in a part of the cells of its own.
+            let lines = self.cells.len() as u64 * u64::from(owner.slot) / self.owners.len() as u64;
+            store(hint, lines * LINE as u64);
+        }
+        Some(owner)
     }
 
     /// Every claimed slot: ask of each whether its process still lives, and if not, reclaim it.

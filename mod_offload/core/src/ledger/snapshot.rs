@@ -73,15 +73,15 @@ impl Ledger<'_> {
     }
 
     fn add(&self, entry: usize, snapshot: &mut Snapshot) {
-        let (Some(tag_word), Some(tally)) = (self.tag(entry), self.tally(entry)) else { return };
-        let tag = load(tag_word);
+        let Some(way) = self.way(entry) else { return };
+        let tag = load(way.tag);
         if tag == 0 {
             return;
         }
-        let held = Tally(load(tally)).count();
+        let held = Tally(load(way.tally)).count();
         snapshot.entries += 1;
         // Another key's by now: it held nothing when it was evicted.
-        if held == 0 || load(tag_word) != tag {
+        if held == 0 || load(way.tag) != tag {
             return;
         }
         snapshot.busy += 1;

@@ -75,6 +75,23 @@ pub(super) fn scope_of(tag: u64) -> Scope {
     Scope(u16::try_from(tag >> Key::SCOPE_AT).unwrap_or_default())
 }
 
+/// One way of a bucket.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) tag: &'a AtomicU64,
+    pub(super) tally: &'a AtomicU64,
+    pub(super) time: &'a AtomicU64,
+}
+
+impl Way<'_> {
+    /// Whether it bears this key's tag. True of the moment when its tally was read, if the tally was
+    /// read first and is unchanged later.
+    #[inline]
+    pub(super) fn bears(self, key: Key) -> bool {
+        load(self.tag) == key.tag
+    }
+}
+
 impl<'a> Ledger<'a> {
     /// The key of `who` in `scope`.
     pub fn key(&self, scope: Scope, who: &[u8]) -> Key {
@@ -93,26 +110,16 @@ impl<'a> Ledger<'a> {
     }
 
     /// Entry *n* is way *n* mod 8 of bucket *n* / 8.
-    fn column<const COLUMN: usize>(&self, entry: usize) -> Option<&'a AtomicU64> {
-        self.table.get(entry / WAYS).map(|bucket| &bucket[COLUMN][entry % WAYS])
+    #[inline]
+    pub(super) fn way(&self, entry: usize) -> Option<Way<'a>> {
+        let [tags, tallies, times] = self.table.get(entry / WAYS)?;
+        let way = entry % WAYS;
+        Some(Way { tag: &tags[way], tally: &tallies[way], time: &times[way] })
     }
 
-    pub(super) fn tag(&self, entry: usize) -> Option<&'a AtomicU64> {
-        self.column::<0>(entry)
-    }
-
+    #[inline]
     pub(super) fn tally(&self, entry: usize) -> Option<&'a AtomicU64> {
-        self.column::<1>(entry)
-    }
-
-    pub(super) fn time(&self, entry: usize) -> Option<&'a AtomicU64> {
-        self.column::<2>(entry)
-    }
-
-    /// Whether the entry bears this key's tag. True of the moment when its tally was read, if the
-    /// tally was read first and is unchanged later.
-    pub(super) fn bears(&self, entry: usize, key: Key) -> bool {
-        self.tag(entry).is_some_and(|tag| load(tag) == key.tag)
+        self.way(entry).map(|way| way.tally)
     }
 
     /// The two buckets of a key; they differ if there are two.
@@ -190,14 +197,14 @@ impl<'a> Ledger<'a> {
         // A chosen way may become busy before it is closed, but only as often as there are ways.
         for _ in 0..2 * WAYS {
             let (entry, tally) = self.weigh(first).min(self.weigh(second)).choice()?;
-            let (tag, word, time) = (self.tag(entry)?, self.tally(entry)?, self.time(entry)?);
+            let way = self.way(entry)?;
             let closed = tally.closed();
-            if !self.settle(entry, tally) || !exchange(word, tally.0, closed.0) {
+            if !self.settle(way.tally, entry, tally) || !exchange(way.tally, tally.0, closed.0) {
                 continue;
             }
-            store(time, now);
-            store(tag, key.tag);
-            return exchange(word, closed.0, closed.opened().0).then_some(entry);
+            store(way.time, now);
+            store(way.tag, key.tag);
+            return exchange(way.tally, closed.0, closed.opened().0).then_some(entry);
         }
         None
     }
@@ -205,17 +212,13 @@ impl<'a> Ledger<'a> {
     fn weigh(&self, bucket: usize) -> Weighed {
         let mut weighed = Weighed { busy: 0, idle_since: u64::MAX, entry: None, tally: 0 };
         for entry in bucket * WAYS..(bucket + 1) * WAYS {
-            let (Some(tag), Some(tally), Some(time)) =
-                (self.tag(entry), self.tally(entry), self.time(entry))
-            else {
-                continue;
-            };
-            let tally = Tally(load(tally));
+            let Some(way) = self.way(entry) else { continue };
+            let tally = Tally(load(way.tally));
             if !tally.is_idle() {
                 weighed.busy += 1;
                 continue;
             }
-            let idle_since = if load(tag) == 0 { 0 } else { load(time).saturating_add(1) };
+            let idle_since = if load(way.tag) == 0 { 0 } else { load(way.time).saturating_add(1) };
             if weighed.entry.is_none() || idle_since < weighed.idle_since {
                 weighed = Weighed { idle_since, entry: Some(entry), tally: tally.0, ..weighed };
             }

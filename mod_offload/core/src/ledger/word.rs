@@ -80,6 +80,27 @@ impl Tally {
         self.acted(self.count().saturating_sub(1), Act::Release, cell)
     }
 
+    /// The cell of its lease, if the last act was a release.
+    #[inline]
+    pub(super) fn released_by(self) -> Option<usize> {
+        let last = self.0 & mask(Self::COUNT_AT);
+        last.checked_sub(Self::CLOSED + 1).map(index)
+    }
+
+    /// What `taken` makes for the cell that `released_by` names.
+    #[inline]
+    pub(super) fn retaken(self) -> Self {
+        const STEP: u64 = (1 << Tally::VERSION_AT) + (1 << Tally::COUNT_AT) - Tally::CLOSED;
+        Self(self.0.wrapping_add(STEP))
+    }
+
+    /// What `released` makes of a tally that `taken` made, for the same cell.
+    #[inline]
+    pub(super) fn given_back(self) -> Self {
+        const STEP: u64 = (1 << Tally::VERSION_AT) - (1 << Tally::COUNT_AT) + Tally::CLOSED;
+        Self(self.0.wrapping_add(STEP))
+    }
+
     pub(super) fn closed(self) -> Self {
         Self(self.next() | Self::CLOSED)
     }
@@ -122,6 +143,11 @@ impl Cell {
 
     pub(super) fn owner(self) -> u16 {
         u16::try_from(field(self.0, 0, Self::OWNER)).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn is_free(self) -> bool {
+        self.0 >> Self::STATE_AT == 0
     }
 
     pub(super) fn belongs_to(self, slot: u16) -> bool {

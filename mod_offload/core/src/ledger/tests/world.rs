@@ -180,7 +180,7 @@ impl World {
         for entry in 0..8 {
             assert!(!Tally(load(ledger.tally(entry).unwrap())).is_closed(), "a way is left closed");
         }
-        let mut tags: Vec<u64> = (0..8).map(|entry| load(ledger.tag(entry).unwrap())).collect();
+        let mut tags: Vec<u64> = (0..8).map(|entry| load(ledger.way(entry).unwrap().tag)).collect();
         tags.retain(|tag| *tag != 0);
         tags.sort_unstable();
         assert!(tags.windows(2).all(|pair| pair[0] != pair[1]), "a key stands twice");
