@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
-use offload_core::admission::{self, Demand, Facts, SEATS, Whom, demands};
+use offload_core::admission::{self, Demand, Demands, Facts, SEATS, Whom};
 use offload_core::directive::HostLayer;
 use offload_core::ledger::{Key, Owner, Taken, Who};
 use offload_core::limit::Group;
@@ -54,6 +54,8 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     let number = host.scopes.number();
     let is_seated = !has_user && seats.is_some_and(|seats| seats.borrow().settled == Some(number));
     let kept = leases.borrow().len();
+    let looks_twice = kept > 0 || host.scopes.has_twins();
+    let is_dry = layer.limit_dry_run().is_on();
     let mut desk = Desk {
         request,
         layer,
@@ -61,8 +63,10 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
         owner: *owner,
         seats,
         leases,
-        looks_twice: kept > 0 || host.scopes.has_twins(),
-        is_dry: layer.limit_dry_run().is_on(),
+        now: request.begun(),
+        looks_twice,
+        is_dry,
+        is_plain: !looks_twice && !is_dry,
         client: None,
         new: Default::default(),
         // A redirection knows less of the client than the request that it comes from: it adds only.
@@ -94,6 +98,10 @@ struct Desk<'d> {
     /// Whether the request may ask for what it holds already.
     looks_twice: bool,
     is_dry: bool,
+    /// Neither of the two.
+    is_plain: bool,
+    /// In milliseconds.
+    now: u64,
     client: Option<Who>,
     /// The leases that the connection will hold, if the request is let in; else Drop gives them back.
     new: [Option<Lease>; SEATS],
@@ -120,28 +128,24 @@ impl<'d> Desk<'d> {
     ) -> Result<(), Box<Demand<'d>>> {
         let request = self.request;
         let facts = Facts { has_user, is_seated, path: request.path(), method: request.method() };
-        demands(&host.scopes, request.policy(), &facts, |demand| {
-            if self.ask_again(demand) {
-                return Ok(true);
+        let mut demands = Demands::new(&host.scopes, request.policy(), facts);
+        while let Some(demand) = demands.next() {
+            if self.ask_again(&demand) || self.ask_if_it_holds(&demand)? {
+                demands.last_one_holds();
             }
-            self.ask_if_it_holds(demand)
-        })
+        }
+        Ok(())
     }
 
     /// Most demands are of this kind: for everybody, without a condition, and met the last time by the lease
     /// that was given back last. Whether this one is, and is met.
     #[inline]
     fn ask_again(&self, demand: &Demand<'d>) -> bool {
-        if demand.whom != Whom::Everybody
-            || demand.condition.is_some()
-            || self.looks_twice
-            || self.is_dry
-        {
+        if demand.whom != Whom::Everybody || demand.condition.is_some() || !self.is_plain {
             return false;
         }
         let Some((key, trace)) = demand.spot.of_everybody() else { return false };
-        let now = self.request.begun();
-        let lease = self.running.ledger.retake(self.owner, key, demand.most, now, trace);
+        let lease = self.running.ledger.retake(self.owner, key, demand.most, self.now, trace);
         lease.is_some_and(|lease| {
             self.leases.borrow_mut().keep(lease);
             true
@@ -206,7 +210,7 @@ impl<'d> Desk<'d> {
     }
 
     fn take(&self, demand: &Demand<'d>, key: Key) -> Taken {
-        let (ledger, now) = (&self.running.ledger, self.request.begun());
+        let (ledger, now) = (&self.running.ledger, self.now);
         let most = if self.is_dry { u32::MAX } else { demand.most };
         let taken = match demand.spot.of_everybody() {
             Some((everybody, trace)) if everybody == key => {

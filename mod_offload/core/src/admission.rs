@@ -8,13 +8,14 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 use std::hash::Hasher;
 use std::net::IpAddr;
+use std::slice;
 use std::sync::OnceLock;
 
 use siphasher::sip::SipHasher13;
 
 use crate::directive::{HostLayer, Layer};
 use crate::ledger::{Key, Scope, Trace, Who};
-use crate::limit::{Group, Limit, Position, Prefixes};
+use crate::limit::{Group, Limit, Position, Prefixes, SectionLimit};
 use crate::setting::Condition;
 
 /// Which limit it is.
@@ -174,57 +175,88 @@ pub struct Demand<'a> {
     pub group: Option<&'a Group>,
 }
 
-/// Tells the limits that concern a request, until `tell` breaks off. The narrow ones come first: who is
-/// refused by one of them has not held a place of a wide one meanwhile.
-/// `tell` says whether the limit's condition holds.
-///
-/// # Errors
-/// What `tell` broke off with.
-#[inline]
-pub fn demands<'a, E>(
-    host: &'a HostScopes,
-    section: Option<&'a Layer>,
-    facts: &Facts<'_>,
-    mut tell: impl FnMut(&Demand<'a>) -> Result<bool, E>,
-) -> Result<(), E> {
-    let sections = section.map_or_else(Default::default, Layer::max_concurrent);
-    for limit in sections.iter().rev().filter(|limit| limit.covers(facts.method)) {
-        let condition = limit.limit.condition();
-        // The innermost whose condition holds; one that lifts the limits around it needs no condition.
-        let holds = match limit.limit.most() {
-            Some(most) => tell(&Demand {
-                kind: Kind::MaxConcurrentReqs,
-                spot: &limit.spot,
-                whom: Whom::Everybody,
-                most,
-                condition,
-                group: None,
-            })?,
-            None => condition.is_none(),
-        };
-        if holds {
-            break;
-        }
+/// The limits that concern a request, the narrow ones first: who is refused by one of them has not held
+/// a place of a wide one meanwhile.
+#[derive(Debug)]
+pub struct Demands<'a> {
+    /// The limits of the sections around it, the innermost last.
+    sections: slice::Iter<'a, SectionLimit>,
+    limits: slice::Iter<'a, HostLimit>,
+    facts: Facts<'a>,
+}
+
+impl<'a> Demands<'a> {
+    /// Of a virtual host, and of a section with those around it.
+    #[inline]
+    pub fn new(host: &'a HostScopes, section: Option<&'a Layer>, facts: Facts<'a>) -> Self {
+        let sections = section.map_or_else(Default::default, Layer::max_concurrent);
+        Self { sections: sections.iter(), limits: host.limits.iter(), facts }
     }
-    for limit in &host.limits {
-        let is_concerned = match limit.whom {
-            Whom::Everybody => true,
-            Whom::Client => !facts.is_seated,
-            Whom::User => facts.has_user,
-        };
-        if !is_concerned {
-            continue;
-        }
-        let group = limit.group.as_ref();
-        let most = match group.map(|group| group.position(facts.path)) {
-            Some(None) => continue,
-            Some(Some(Position::Other)) if limit.kind == Kind::LoadLimit1 => u32::MAX,
-            _ => limit.most,
-        };
-        let (kind, spot, whom) = (limit.kind, &limit.spot, limit.whom);
-        tell(&Demand { kind, spot, whom, most, condition: limit.condition.as_ref(), group })?;
+
+    /// The last demand's condition holds: if it was a section's, those around it do not matter.
+    #[inline]
+    pub fn last_one_holds(&mut self) {
+        self.sections = Default::default();
     }
-    Ok(())
+
+    #[inline]
+    fn next_of_section(&mut self) -> Option<Demand<'a>> {
+        while let Some(limit) = self.sections.next_back() {
+            if !limit.covers(self.facts.method) {
+                continue;
+            }
+            let condition = limit.limit.condition();
+            if let Some(most) = limit.limit.most() {
+                let (kind, whom) = (Kind::MaxConcurrentReqs, Whom::Everybody);
+                return Some(Demand {
+                    kind,
+                    spot: &limit.spot,
+                    whom,
+                    most,
+                    condition,
+                    group: None,
+                });
+            }
+            // It lifts those around it, if it needs no condition.
+            if condition.is_none() {
+                self.last_one_holds();
+            }
+        }
+        None
+    }
+
+    #[inline]
+    fn next_of_host(&mut self) -> Option<Demand<'a>> {
+        for limit in self.limits.by_ref() {
+            let is_concerned = match limit.whom {
+                Whom::Everybody => true,
+                Whom::Client => !self.facts.is_seated,
+                Whom::User => self.facts.has_user,
+            };
+            if !is_concerned {
+                continue;
+            }
+            let group = limit.group.as_ref();
+            let most = match group.map(|group| group.position(self.facts.path)) {
+                Some(None) => continue,
+                Some(Some(Position::Other)) if limit.kind == Kind::LoadLimit1 => u32::MAX,
+                _ => limit.most,
+            };
+            let (kind, spot, whom) = (limit.kind, &limit.spot, limit.whom);
+            let condition = limit.condition.as_ref();
+            return Some(Demand { kind, spot, whom, most, condition, group });
+        }
+        None
+    }
+}
+
+impl<'a> Iterator for Demands<'a> {
+    type Item = Demand<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Demand<'a>> {
+        self.next_of_section().or_else(|| self.next_of_host())
+    }
 }
 
 /// The bytes by which a client is known; a client without an address is everybody without one.
@@ -446,11 +478,11 @@ mod tests {
         let mut directory = Directory::default();
         let scopes = directory.declare_host(&host, "www.example.org:80");
         let mut asked = Vec::new();
-        let told = demands(&scopes, Some(&section), facts, |demand| {
+        let mut demands = Demands::new(&scopes, Some(&section), *facts);
+        while let Some(demand) = demands.next() {
             asked.push((demand.kind, demand.most));
-            Ok::<bool, ()>(true)
-        });
-        assert_eq!(told, Ok(()));
+            demands.last_one_holds();
+        }
         asked
     }
 
@@ -480,12 +512,10 @@ mod tests {
             layers(&["outer: MaxConcurrentReqs 5", "inner: MaxConcurrentReqs 2 if=never"]);
         let mut directory = Directory::default();
         let scopes = directory.declare_host(&host, "www");
-        let mut told = Vec::new();
-        let done = demands(&scopes, Some(&section), &FACTS, |demand| {
-            told.push(demand.most);
-            Ok::<bool, ()>(demand.condition.is_none())
-        });
-        assert_eq!((done, told), (Ok(()), vec![2, 5]));
+        let demands = Demands::new(&scopes, Some(&section), FACTS);
+        // Nobody says that a condition holds.
+        let told: Vec<u32> = demands.map(|demand| demand.most).collect();
+        assert_eq!(told, [2, 5]);
     }
 
     #[test]

@@ -343,7 +343,7 @@ unsafe extern "C" fn last_handler(r: *mut sys::request_rec) -> c_int {
 
 /// # Safety
 /// `r` is the live request that httpd passed to a hook.
-unsafe fn handle(r: *mut sys::request_rec, hook: fn(Request<'_>) -> Answer) -> c_int {
+unsafe fn handle(r: *mut sys::request_rec, hook: impl FnOnce(Request<'_>) -> Answer) -> c_int {
     let report = |line: &str| {
         // SAFETY: the caller promises a live request; the borrow ends with the hook.
         if let Some(request) = unsafe { Request::borrow(r) } {
