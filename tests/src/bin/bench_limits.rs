@@ -5,7 +5,8 @@
 //! addresses and then 1,000,000. The addresses come through mod_remoteip, before callgrind begins to
 //! count. httpd has the same modules, the same `<Location>` and no access log each time. There are three
 //! loads: one kept connection, a connection for each request, and for comparison a proxy's connection
-//! whose requests come from other addresses each.
+//! whose requests come from other addresses each. A second table has the same for mod_qos and
+//! mod_evasive, and for two limits of ours that ask what mod_qos's two ask.
 //!
 //! Then **requests a second**: rounds of wrk alternate between httpd without a module, ours, mod_qos and
 //! mod_evasive, each with limits that are never reached; and between ours with clients from 100 and from
@@ -71,6 +72,11 @@ LimitExempt 127.0.0.99
 <Location /choke-status>
     SetHandler choke-status
 </Location>";
+
+/// What mod_qos is asked for below: connections of an address, and requests of a location.
+const TWO_LIMITS: &str = "
+MaxConnectionsPerIP 1000
+LoadLimit 1000 /f.txt";
 
 const QOS: &str = "
 QS_SrvMaxConnPerIP 1000
@@ -156,7 +162,31 @@ fn instructions(many: usize) -> bool {
         // The third is a comparison only.
         good &= load == 2 || (over(few) <= WANTED && over(many) <= WANTED);
     }
+    instructions_of_others(counts[0]);
     good
+}
+
+/// Prints the same for what does the same, over `base`.
+fn instructions_of_others(base: [f64; 3]) {
+    let two_limits = without(Mpm::Prefork).offload().directives(TWO_LIMITS);
+    let mut others = vec![("mod_offload, two limits".to_owned(), Ok(two_limits))];
+    others.extend(PEERS.map(|peer| (format!("mod_{}", peer.name), peer.setup(Mpm::Prefork))));
+    println!("\n{:<30} {:>18} {:>18} {:>18}", "", "one kept", "own connection", "a proxy's");
+    for (name, setup) in others {
+        match setup {
+            Ok(setup) => {
+                let cells: String = count("other", setup, 0)
+                    .iter()
+                    .zip(base)
+                    .map(|(count, base)| {
+                        format!(" {count:>10.0} {:>+6.2}%", 100.0 * (count / base - 1.0))
+                    })
+                    .collect();
+                println!("{name:<30}{cells}");
+            }
+            Err(why) => println!("{why}"),
+        }
+    }
 }
 
 /// The instructions of a request under each load.
@@ -365,14 +395,24 @@ fn entries(server: SocketAddr) -> usize {
 
 // ---- requests a second
 
-fn peers(rounds: usize, seconds: usize) {
-    let modules = apxs("LIBEXECDIR");
-    let mut servers = vec![
-        ("without".to_owned(), start(without(Mpm::Event))),
-        ("mod_offload, every limit".to_owned(), start(limited(Mpm::Event, 100_000))),
-    ];
-    let peer = |name: &str, directives: &str, library: Option<&str>| {
-        let file = format!("{modules}/mod_{name}.so");
+/// A module that does the same.
+struct Peer {
+    name: &'static str,
+    directives: &'static str,
+    /// What it may need to be loaded.
+    library: Option<&'static str>,
+}
+
+const PEERS: [Peer; 2] = [
+    Peer { name: "qos", directives: QOS, library: Some("/usr/lib/x86_64-linux-gnu/libpcre.so.3") },
+    Peer { name: "evasive20", directives: EVASIVE, library: None },
+];
+
+impl Peer {
+    /// httpd with it, or why not.
+    fn setup(&self, mpm: Mpm) -> Result<Setup, String> {
+        let Self { name, directives, library } = self;
+        let file = format!("{}/mod_{name}.so", apxs("LIBEXECDIR"));
         if !Path::new(&file).exists() {
             return Err(format!(
                 "mod_{name} is missing (Debian: libapache2-mod-qos, libapache2-mod-evasive)"
@@ -381,16 +421,21 @@ fn peers(rounds: usize, seconds: usize) {
         let load = format!("LoadModule {name}_module {file}{directives}");
         let candidates = [Some(String::new()), library.map(|file| format!("LoadFile {file}\n"))];
         let setup = candidates.into_iter().flatten().find_map(|before| {
-            let setup = without(Mpm::Event).directives(&format!("{before}{load}"));
+            let setup = without(mpm).directives(&format!("{before}{load}"));
             setup.check().ok.then_some(setup)
         });
-        setup.map(start).ok_or_else(|| format!("httpd does not load mod_{name}"))
-    };
-    for (name, directives, library) in
-        [("qos", QOS, Some("/usr/lib/x86_64-linux-gnu/libpcre.so.3")), ("evasive20", EVASIVE, None)]
-    {
-        match peer(name, directives, library) {
-            Ok(server) => servers.push((format!("mod_{name}"), server)),
+        setup.ok_or_else(|| format!("httpd does not load mod_{name}"))
+    }
+}
+
+fn peers(rounds: usize, seconds: usize) {
+    let mut servers = vec![
+        ("without".to_owned(), start(without(Mpm::Event))),
+        ("mod_offload, every limit".to_owned(), start(limited(Mpm::Event, 100_000))),
+    ];
+    for peer in PEERS {
+        match peer.setup(Mpm::Event) {
+            Ok(setup) => servers.push((format!("mod_{}", peer.name), start(setup))),
             Err(why) => println!("\n{why}"),
         }
     }
