@@ -86,6 +86,20 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     Answer::Declined
 }
 
+/// A request has asked for another protocol (`Upgrade:`), and it is granted. With HTTP/2 it comes again, as
+/// the first stream, and is let in as that; until the connection ends, it itself is only a shell.
+pub(crate) fn switch(request: Request<'_>, protocol: &[u8]) {
+    if protocol != b"h2c" {
+        return;
+    }
+    if let Some(leases) = request.first().held_leases() {
+        leases.borrow_mut().truncate(0);
+    }
+    if let Some(seats) = request.old_seats() {
+        seats.replace(Seats::default());
+    }
+}
+
 /// Where one request is let in.
 struct Desk<'d> {
     request: Request<'d>,

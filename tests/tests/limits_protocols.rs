@@ -13,7 +13,7 @@ use offload_tests::h2::Connection;
 use offload_tests::limits::{
     BIG, Client, OBSERVER, Status, eventually_empty, eventually_held, limited, put_big,
 };
-use offload_tests::{Curl, Httpd, Mpm, Port, Running, Setup, eventually};
+use offload_tests::{Curl, Httpd, Mpm, Port, Raw, Running, Setup, eventually};
 
 const ADDRESS: &str = "Too many connections from your address";
 
@@ -137,6 +137,28 @@ fn streams_of_http_2_count_with_event() {
 #[test]
 fn streams_of_http_2_count_with_worker() {
     streams_count(Mpm::Worker);
+}
+
+/// The request that asks for HTTP/2 is answered as the first stream: it counts as that and no more.
+#[test]
+fn an_upgrade_to_http_2_counts_once() {
+    // With event httpd 2.4.71 closes a connection that was upgraded as soon as it waits for its client.
+    let server = h2(Mpm::Worker, "MaxConnectionsPerIP 1\nLoadLimit 1 /big");
+    let mut client = Raw::connect(server.address());
+    // HTTP2-Settings: a window of 1000 bytes, so that the stream stands still when they have come.
+    client.send(
+        "GET /big HTTP/1.1\r\nHost: base.test\r\nConnection: Upgrade, HTTP2-Settings\r\n\
+         Upgrade: h2c\r\nHTTP2-Settings: AAQAAAPo\r\n\r\n",
+    );
+    assert_eq!(client.try_receive_head().unwrap().status, 101);
+    client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    // A refusal would be shorter.
+    client.read_exactly(1000).unwrap();
+    assert_eq!(Status::of(&server).held("MaxConnectionsPerIP"), 1);
+    assert_eq!(Status::of(&server).held("LoadLimit"), 1);
+    Client::of(&server).assert_refused("/small", ADDRESS);
+    drop(client);
+    eventually_empty(&server);
 }
 
 /// Four streams fill a limit; they end in this way, and their places are free again.

@@ -12,7 +12,8 @@ use super::log::Level;
 use super::pool::Pool;
 use super::request::Request;
 use super::server::{self, Server, ServerState};
-use super::sys;
+use super::{bytes, sys};
+use crate::admit;
 use crate::hooks::{self, Answer};
 
 /// The module record. httpd writes into it while it loads the module, before it calls anything of ours,
@@ -166,6 +167,16 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
                 ptr::null(),
                 ptr::null(),
                 sys::APR_HOOK_REALLY_LAST.cast_signed(),
+            );
+        }
+        // Before the protocol's own module, which serves the whole connection from here.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_protocol_switch(
+                Some(protocol_switch),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_FIRST.cast_signed(),
             );
         }
         // After everything that decides who answers: URI translation, access control, fixups with their
@@ -329,6 +340,24 @@ unsafe extern "C" fn monitor(_pool: *mut sys::apr_pool_t, server: *mut sys::serv
 unsafe extern "C" fn fixups(r: *mut sys::request_rec) -> c_int {
     // SAFETY: httpd passes a live request.
     unsafe { handle(r, hooks::fixups) }
+}
+
+/// `r` is NULL where the connection begins with the protocol.
+unsafe extern "C" fn protocol_switch(
+    _c: *mut sys::conn_rec,
+    r: *mut sys::request_rec,
+    _s: *mut sys::server_rec,
+    protocol: *const c_char,
+) -> c_int {
+    guard(sys::DECLINED, report_start, || {
+        // SAFETY: httpd passes the protocol's name, which ends with a NUL.
+        let protocol = unsafe { bytes(protocol) };
+        // SAFETY: httpd passes NULL or a live request.
+        if let Some(request) = unsafe { Request::borrow(r) } {
+            admit::switch(request, protocol.unwrap_or_default());
+        }
+        sys::DECLINED
+    })
 }
 
 unsafe extern "C" fn first_handler(r: *mut sys::request_rec) -> c_int {

@@ -262,6 +262,11 @@ impl<'r> Request<'r> {
         self.attached().map(|attached| &attached.leases)
     }
 
+    /// The same, if there are any.
+    pub(crate) fn held_leases(self) -> Option<&'r RefCell<Leases>> {
+        self.attachment().map(|attached| &attached.leases)
+    }
+
     /// What the connection holds until it ends. `None` where a connection is not one client's: each HTTP/2
     /// stream is one of many, and a proxy's connection has now this client and now that one.
     pub(crate) fn seats(self) -> Option<&'r RefCell<Seats>> {

@@ -6,7 +6,7 @@ use std::thread;
 
 use super::world::{Dice, Doubt, World, created, memory};
 use crate::ledger::word::{Tally, store};
-use crate::ledger::{Identity, Key, Lease, Ledger, Owner, Scope, TableSize, Taken};
+use crate::ledger::{Identity, Key, Lease, Ledger, Owner, Scope, TableSize, Taken, Trace};
 
 fn lease(taken: Taken) -> Lease {
     match taken {
@@ -124,6 +124,30 @@ fn who_was_idle_longest_goes_first() {
             (0..9).filter(|number| ledger.find(key(*number)).is_some()).collect();
         assert_eq!(present, [0, 1, 2, 3, 4, 5, 7, 8]);
         ledger.release(busy);
+    });
+}
+
+#[test]
+fn a_trace_leads_to_its_key_and_to_no_other() {
+    with_ledger(TableSize::new(4), |ledger, owner| {
+        let key = |number: u8| ledger.key(Scope(0), &[number]);
+        let trace = Trace::default();
+        let retake = |limit| ledger.retake(owner, key(0), limit, 9, &trace);
+        assert_eq!(retake(1), None, "it leads nowhere yet");
+        let first = lease(ledger.take_and_trace(owner, key(0), 2, 0, &trace));
+        assert_eq!(retake(2), None, "the last act was no release");
+        assert!(ledger.counts_for(first, key(0)) && !ledger.counts_for(first, key(1)));
+        assert!(ledger.release(first));
+        assert_eq!(retake(0), None, "the limit");
+        let second = retake(1).expect("it is idle, and was released last");
+        assert_eq!((ledger.held(key(0)), retake(1)), (1, None));
+        assert!(ledger.release(second) && !ledger.release(second) && !ledger.release(first));
+        // Eight ways for eight others: the traced one is evicted, and its way is another's.
+        let others: Vec<Lease> =
+            (1..9).map(|number| lease(ledger.take(owner, key(number), 1, 10))).collect();
+        others.into_iter().for_each(|lease| assert!(ledger.release(lease)));
+        assert_eq!(retake(1), None, "the way has another tag");
+        assert_eq!(ledger.snapshot().leases, 0);
     });
 }
 
