@@ -23,7 +23,9 @@
 //! ```
 //!
 //! Whoever changes a tally first **settles** the act that it names: a pending cell becomes held, a
-//! releasing one free. So a lease of which nobody else has taken note is given back as it was taken.
+//! releasing one free. So a lease of which nobody else has taken note is given back as it was taken. And
+//! a take first tries the cell that the tally names, if that act was a release: once it is seen free, the
+//! act is settled, and no cell need be searched.
 //!
 //! # Why a death leaks nothing
 //!
