@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
-use offload_core::admission::{self, Demand, Demands, Facts, SEATS, Whom};
+use offload_core::admission::{self, Demand, Demands, Facts, Kind, SEATS, Whom};
 use offload_core::directive::HostLayer;
 use offload_core::ledger::{Key, Owner, Taken, Who};
 use offload_core::limit::Group;
@@ -279,18 +279,25 @@ impl<'d> Desk<'d> {
 }
 
 fn refuse(request: Request<'_>, layer: &HostLayer, refused: &Demand<'_>) -> Answer {
-    let directive = refused.kind.directive();
-    let page = admission::page(refused.kind, refused.group.map(Group::first_path));
+    let path = refused.group.map(Group::first_path);
+    refuse_with(request, refused.kind, refused.most, path, layer.limit_status().0)
+}
+
+/// Refuses a request for a limit that it meets.
+pub(crate) fn refuse_with(
+    request: Request<'_>,
+    kind: Kind,
+    most: u32,
+    path: Option<&str>,
+    status: u16,
+) -> Answer {
+    let directive = kind.directive();
+    let page = admission::page(kind, path);
     request.set_note(REFUSED, directive);
     request.log(
         Level::Info,
-        &format!(
-            "mod_offload: refused by {} {}: {page}",
-            directive.to_string_lossy(),
-            refused.most
-        ),
+        &format!("mod_offload: refused by {} {most}: {page}", directive.to_string_lossy()),
     );
-    let status = layer.limit_status().0;
     request.refuse(status, RETRY_AFTER, &page);
     Answer::Refused(status)
 }

@@ -6,9 +6,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use offload_core::admission::{Directory, HostScopes, Kind};
+use offload_core::admission::{Directory, HostScopes, Kind, ScopeName, Spot};
+use offload_core::advice;
+use offload_core::choke::Share;
 use offload_core::directive::Layer;
-use offload_core::ledger::{Ledger, Owner, TableSize, Who};
+use offload_core::ledger::{Key, Ledger, Owner, TableSize, Who};
 use offload_core::path::{CanonicalPath, percent_encode};
 use offload_core::placement::{Host, Placement, home, in_turn};
 use offload_core::verdict::{self, Facts, Reason};
@@ -16,11 +18,13 @@ use offload_core::verdict::{self, Facts, Reason};
 use crate::ffi::expression;
 use crate::ffi::log::Level;
 use crate::ffi::request::Request;
-use crate::ffi::server::Server;
+use crate::ffi::server::{self, Server};
 use crate::ffi::shared::Turns;
+use crate::ffi::socket::Socket;
 use crate::lease::LEDGER;
+use crate::pacer::{PACER, TRANSFERS};
 use crate::resolver::Resolver;
-use crate::{admit, process, status};
+use crate::{admit, choke, process, status};
 
 /// What access logs print as `%{offload-verdict}n`.
 const VERDICT: &std::ffi::CStr = c"offload-verdict";
@@ -40,12 +44,19 @@ pub(crate) struct Running {
     pub(crate) said_full: AtomicU64,
     /// When this child last looked for dead ones, in milliseconds.
     looked: AtomicU64,
+    /// Whether the MPM writes what is left of a response without a worker.
+    pub(crate) is_async: bool,
+    /// How many workers throttling may hold, and where those that it holds are counted.
+    pub(crate) max_held: u32,
+    held: Spot,
 }
 
 /// What the requests of one virtual host need.
 pub(crate) struct HostState {
     running: Arc<Running>,
     pub(crate) scopes: HostScopes,
+    /// For each rate that its connections share, what keeps that apart from every other one.
+    pub(crate) shares: Vec<u64>,
 }
 
 impl HostState {
@@ -89,12 +100,6 @@ fn make_ready(server: Server<'_>) -> Result<(), String> {
             ),
         );
     }
-    if server.all().any(Server::chokes) {
-        server.log(
-            Level::Warning,
-            "mod_offload: Choke and its rates are accepted, but this version does not throttle",
-        );
-    }
     let clients = server.layer().map_or(1, |layer| layer.limit_table_size().0);
     let ledger = server.ledger(TableSize::new(clients))?;
     // It is the same one after a restart.
@@ -109,8 +114,15 @@ fn make_ready(server: Server<'_>) -> Result<(), String> {
             ),
         );
     }
+    let _ = TRANSFERS.set(server.transfers(TRANSFER_ROWS)?);
     let mut directory = Directory::default();
     let mut hosts = Vec::new();
+    let max_held = server.layer().map_or(0, |layer| layer.choke_max_held().of(server::workers()));
+    let held = ScopeName::of(Kind::ChokeMaxHeld, "the server");
+    if server.all().any(Server::chokes) {
+        directory.declare(Kind::ChokeMaxHeld, held, "the server", max_held);
+        advise(server);
+    }
     for host in server.all() {
         let Some(layer) = host.layer() else { continue };
         let scopes = directory.declare_host(layer, &host.name());
@@ -119,7 +131,8 @@ fn make_ready(server: Server<'_>) -> Result<(), String> {
                 directory.declare(Kind::MaxConcurrentReqs, limit.scope, &limit.section, most);
             }
         }
-        hosts.push((host, scopes));
+        let place = |share: &Share| share.sharers.place(&host.name());
+        hosts.push((host, scopes, layer.choke_shares().iter().map(place).collect()));
     }
     let running = Arc::new(Running {
         resolver,
@@ -130,11 +143,32 @@ fn make_ready(server: Server<'_>) -> Result<(), String> {
         owner: OnceLock::new(),
         said_full: AtomicU64::new(0),
         looked: AtomicU64::new(0),
+        is_async: server::is_async(),
+        max_held,
+        held: Spot::new(held),
     });
-    for (host, scopes) in hosts {
-        host.set_host(HostState { running: Arc::clone(&running), scopes });
+    for (host, scopes, shares) in hosts {
+        host.set_host(HostState { running: Arc::clone(&running), scopes, shares });
     }
     Ok(())
+}
+
+/// So many throttled transfers are listed, and share rates; more are throttled, each by its own rate.
+const TRANSFER_ROWS: usize = 65_536;
+
+/// Tells the administrator what stands in the way of many slow downloads.
+fn advise(server: Server<'_>) {
+    let mut advice = server::machine().advice();
+    for host in server.all() {
+        // What is said for the server holds in its virtual hosts too.
+        let slowest = [host.slowest(), server.slowest()].into_iter().flatten().min();
+        let sentence = slowest.and_then(|rate| advice::timeout(rate, host.timeout()));
+        advice.extend(sentence.map(|sentence| format!("{}: {sentence}", host.name())));
+    }
+    advice.dedup();
+    for sentence in advice {
+        server.log(Level::Warning, &format!("mod_offload: Choke: {sentence}"));
+    }
 }
 
 /// A child begins: it claims its place in the ledger.
@@ -151,6 +185,11 @@ pub(crate) fn child_init(server: Server<'_>) {
     }
 }
 
+/// A child ends: nothing of ours may touch httpd's memory any more.
+pub(crate) fn child_ends() {
+    PACER.stop();
+}
+
 /// A child has ended, and httpd has waited for it: what it held is given back.
 pub(crate) fn child_exited(server: Server<'_>, pid: u32) {
     give_back(server, |owner| owner.identity().pid() == pid);
@@ -163,6 +202,9 @@ pub(crate) fn monitor(server: Server<'_>) {
 
 fn give_back(server: Server<'_>, is_meant: impl Fn(Owner) -> bool) {
     let Some(host) = server.host() else { return };
+    if let Some(transfers) = TRANSFERS.get() {
+        transfers.reclaim(process::is_dead);
+    }
     for (pid, leases) in reclaim(host.running().ledger, is_meant) {
         server.log(
             Level::Info,
@@ -180,6 +222,11 @@ fn reclaim(ledger: Ledger<'static>, is_meant: impl Fn(Owner) -> bool) -> Vec<(u3
 }
 
 impl Running {
+    /// Where the workers that throttling holds are counted.
+    pub(crate) fn held_key(&self) -> Key {
+        self.held.key(&self.directory, self.everybody, self.everybody)
+    }
+
     /// Looks for dead processes, unless this one has looked just now: httpd's parent does so only once a
     /// second. Whether any of them held something.
     pub(crate) fn bury_the_dead(&self, now: u64) -> bool {
@@ -199,6 +246,22 @@ pub(crate) fn fixups(request: Request<'_>) -> Answer {
     admit::admit(request)
 }
 
+/// The request will be answered here, or an error is: what holds for the sending?
+pub(crate) fn insert_filter(request: Request<'_>) -> Answer {
+    choke::insert_filter(request);
+    Answer::Declined
+}
+
+/// httpd is about to close a connection.
+pub(crate) fn pre_close(socket: Socket) {
+    PACER.close(socket);
+}
+
+/// Whether anybody wants to know of connections that are closed.
+pub(crate) fn watches_closing() -> bool {
+    !PACER.is_empty()
+}
+
 /// Something is about to answer the request: may an offload host?
 pub(crate) fn first_handler(request: Request<'_>) -> Answer {
     #[cfg(feature = "fault-injection")]
@@ -215,6 +278,11 @@ pub(crate) fn first_handler(request: Request<'_>) -> Answer {
         // The checklist would say the same, but most requests of most servers end here: no facts needed.
         Err(Reason::EngineOff)
     };
+    if verdict.is_err()
+        && let refused @ Answer::Refused(_) = choke::before_handler(request)
+    {
+        return refused;
+    }
     match verdict {
         Ok(host) => {
             request.promise(host);

@@ -22,10 +22,13 @@
 #![deny(unsafe_code)]
 
 mod admit;
+mod choke;
 #[allow(unsafe_code)] // the fence; see its rules
 mod ffi;
 mod hooks;
 mod lease;
+mod pacer;
 mod process;
 mod resolver;
+mod spool;
 mod status;

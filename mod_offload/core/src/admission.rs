@@ -30,6 +30,7 @@ pub enum Kind {
     LoadLimit,
     LoadLimit1,
     MaxConcurrentReqs,
+    ChokeMaxHeld,
 }
 
 impl Kind {
@@ -44,6 +45,7 @@ impl Kind {
             Self::LoadLimit => c"LoadLimit",
             Self::LoadLimit1 => c"LoadLimit1",
             Self::MaxConcurrentReqs => c"MaxConcurrentReqs",
+            Self::ChokeMaxHeld => c"ChokeMaxHeld",
         }
     }
 
@@ -436,6 +438,7 @@ pub fn page(kind: Kind, path: Option<&str>) -> String {
         )
         .collect();
     match kind {
+        Kind::ChokeMaxHeld => "Too many slow downloads are in progress".to_owned(),
         Kind::LoadLimitServer => "Too many users are connected to this server".to_owned(),
         Kind::LoadLimit | Kind::LoadLimit1 => format!("Too many users are connected to {name}"),
         Kind::MaxConcurrentReqs => {

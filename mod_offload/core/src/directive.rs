@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::fmt::Write as _;
 
+use crate::choke::{Held, Overflow, Share, Spool};
 use crate::limit::{Clients, Group, Limit, Prefixes, SectionLimit, Status, Variable};
 use crate::pattern::{AddressPattern, Wildcard};
 use crate::placement::{Host, Placement};
@@ -186,35 +187,55 @@ directives! {
         c"OffloadDebug", "On|Off", Contexts::Everywhere,
         c"Log for each request in one line why it was or was not offloaded";
 
-    /// Whether responses are throttled; not acted on yet.
+    /// Whether responses are throttled.
     choke: Single<Switch> = Switch::Off,
         c"Choke", "On|Off", Contexts::Everywhere,
-        c"Accepted, as are the rates below, so that configurations of mod_choke load; not acted on yet";
+        c"Whether responses are throttled here: the rates, bursts and summaries below hold only where this is On";
 
-    /// Bytes a second of a connection; not acted on yet.
+    /// Bytes a second of a connection.
     choke_rate: Single<Bytes> = Bytes::new(0),
         c"ChokeRate", "BYTES", Contexts::Everywhere,
-        c"Bytes a second of a connection; accepted, not acted on yet";
+        c"Bytes a second that a connection carries at the most, or a number with K, M or G; 0 = no limit";
 
-    /// The variable that has the rate; not acted on yet.
+    /// The variable that has the rate.
     choke_rate_env: Latest<Variable> = Nothing,
         c"ChokeRateEnv", "VARIABLE", Contexts::Everywhere,
-        c"The environment variable that has the rate; accepted, not acted on yet";
+        c"The environment variable that has the rate, if the request has it";
 
-    /// The first bytes of a response, which go at full speed; not acted on yet.
+    /// The first bytes of a response, which go at full speed.
     choke_burst: Single<Bytes> = Bytes::new(0),
         c"ChokeBurst", "BYTES", Contexts::Everywhere,
-        c"The first bytes of a response, which go at full speed; accepted, not acted on yet";
+        c"So many bytes of a response go at full speed before it is throttled";
 
-    /// The variable that has the burst; not acted on yet.
+    /// The variable that has the burst.
     choke_burst_env: Latest<Variable> = Nothing,
         c"ChokeBurstEnv", "VARIABLE", Contexts::Everywhere,
-        c"The environment variable that has the burst; accepted, not acted on yet";
+        c"The environment variable that has the burst, if the request has it";
 
-    /// Whether each transfer is logged; not acted on yet.
+    /// Whether each transfer is logged.
     choke_summary: Single<Switch> = Switch::Off,
         c"ChokeSummary", "On|Off", Contexts::Everywhere,
-        c"A line in the error log for each transfer; accepted, not acted on yet";
+        c"A line in the error log for each transfer when it has ended: file, client, bytes, seconds, rate";
+
+    /// Whether the kernel paces, or a worker sleeps.
+    choke_pacing: Single<Switch> = Switch::On,
+        c"ChokePacing", "On|Off", Contexts::Everywhere,
+        c"Off: a worker writes and sleeps in turn, under ChokeMaxHeld, and the kernel does not pace";
+
+    /// Whether TLS is encrypted as the client takes it.
+    choke_pull: Single<Switch> = Switch::On,
+        c"ChokePull", "On|Off", Contexts::Everywhere,
+        c"Whether a file is encrypted as the client takes it, so that a download with TLS holds no worker (event MPM, HTTP/1.1)";
+
+    /// How much of what a generator makes is put into a file.
+    choke_spool: Single<Spool> = Spool::OFF,
+        c"ChokeSpool", "SIZE|Off", Contexts::Everywhere,
+        c"So much of what a script or a proxy makes goes into a temporary file, so that it ends early and holds no worker while the client takes it";
+
+    /// What becomes of a response that would hold one worker too many.
+    choke_overflow: Single<Overflow> = Overflow::Unthrottled,
+        c"ChokeOverflow", "unthrottled|refuse", Contexts::Everywhere,
+        c"What becomes of a response that would have to hold a worker when ChokeMaxHeld are held: it is not throttled, or it is refused";
 
     /// Limits of sections, the outer ones first.
     max_concurrent: Listed<SectionLimit> = Nothing,
@@ -245,6 +266,16 @@ directives! {
     global_max_per_user: Latest<Limit> = Nothing,
         c"GlobalMaxConnectionsPerUser", "N [\"if=EXPR\"]", Contexts::Server,
         c"So many connections at a time of one authenticated user to the whole server; 0 = no limit";
+
+    /// Rates that connections have together.
+    choke_shares: Listed<Share> = Nothing,
+        c"ChokeShare", "client|user|vhost RATE", Contexts::Hosts,
+        c"So many bytes a second for all throttled connections of one client, of one user or of the virtual host together; repeatable. 'none' forgets those of the server";
+
+    /// How many workers throttling may hold.
+    choke_max_held: Single<Held> = Held::Percent(50),
+        c"ChokeMaxHeld", "N|N%", Contexts::Server,
+        c"How many workers throttling may hold at a time, or which part of MaxRequestWorkers: those that sleep, or write what a script, a proxy or HTTP/2 sends";
 
     /// Whether a kept-alive connection counts while it is idle.
     count_idle: Single<Switch> = Switch::On,

@@ -13,18 +13,26 @@
 //! | [`ledger`] | how many are held now, counted by all processes, whichever of them dies |
 //! | [`admission`] | which limits concern a request, and where each counts |
 //! | [`limit`] | the values of the limits: numbers, groups of paths, sections |
-//! | [`report`] | the state of the limits, for people and programs |
+//! | [`rate`] | how fast a response may go, and how a common rate is divided |
+//! | [`transfers`] | who is served what, and how fast, by all processes |
+//! | [`choke`] | the values of throttling's directives |
+//! | [`advice`] | which of httpd's settings stand in the way of many slow downloads |
+//! | [`report`] | the state of it all, for people and programs |
 //! | [`verdict`] | may this request be offloaded, and why not |
 #![forbid(unsafe_code)]
 
 pub mod admission;
+pub mod advice;
+pub mod choke;
 pub mod directive;
 pub mod ledger;
 pub mod limit;
 pub mod path;
 pub mod pattern;
 pub mod placement;
+pub mod rate;
 pub mod report;
 pub mod setting;
+pub mod transfers;
 pub mod units;
 pub mod verdict;

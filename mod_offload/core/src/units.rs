@@ -1,6 +1,7 @@
-//! Bytes, spans of time and shares: text to value and back, in checked arithmetic.
+//! Bytes, rates and spans of time: text to value and back, in checked arithmetic.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 /// A number of bytes.
@@ -63,6 +64,51 @@ impl fmt::Display for Bytes {
             }
         }
         write!(f, "{}", self.0)
+    }
+}
+
+/// Bytes a second; never zero.
+///
+/// Written as [`Bytes`] are.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct Rate(NonZeroU64);
+
+impl Rate {
+    /// So many bytes a second; `None` for zero, which means that there is no limit.
+    pub fn new(bytes: u64) -> Option<Self> {
+        NonZeroU64::new(bytes).map(Self)
+    }
+
+    /// The bytes of a second.
+    pub const fn per_second(self) -> u64 {
+        self.0.get()
+    }
+
+    /// How long so many bytes take.
+    pub fn time_for(self, bytes: Bytes) -> Duration {
+        let (whole, rest) = (bytes.0 / self.0, bytes.0 % self.0);
+        let nanos = u128::from(rest) * 1_000_000_000 / u128::from(self.0.get());
+        Duration::from_secs(whole)
+            .saturating_add(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// How many bytes fit into a time.
+    pub fn bytes_in(self, time: Duration) -> Bytes {
+        let bytes = u128::from(self.0.get()) * time.as_nanos() / 1_000_000_000;
+        Bytes(u64::try_from(bytes).unwrap_or(u64::MAX))
+    }
+
+    /// What moved in a time; `None` if it was nothing or no time.
+    pub fn of(bytes: Bytes, time: Duration) -> Option<Self> {
+        let nanos = time.as_nanos();
+        let rate = (u128::from(bytes.0) * 1_000_000_000).checked_div(nanos)?;
+        Self::new(u64::try_from(rate).unwrap_or(u64::MAX))
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Bytes(self.0.get()).fmt(f)
     }
 }
 
@@ -216,6 +262,14 @@ mod tests {
         fn a_time_is_read_back_as_it_was_printed(milliseconds in 0u64..1 << 50) {
             let span = Span(Duration::from_millis(milliseconds));
             prop_assert_eq!(Span::parse(&span.to_string()), Ok(span));
+        }
+
+        #[test]
+        fn a_rate_takes_the_time_in_which_it_moves_as_much(bytes in 0u64..1 << 50, rate in 1u64..1 << 50) {
+            let rate = Rate::new(rate).unwrap();
+            let moved = rate.bytes_in(rate.time_for(Bytes::new(bytes))).count();
+            // A nanosecond is rounded away.
+            prop_assert!(moved <= bytes && bytes - moved <= rate.per_second() / 1_000_000_000 + 1);
         }
 
         #[test]

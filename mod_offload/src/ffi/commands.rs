@@ -185,9 +185,7 @@ unsafe fn take(
     let named = layer.hosts().iter().filter(|host| host.address().is_none());
     state.remember_host_names(named.map(Host::name));
     state.remember_sections(layer.max_concurrent());
-    if layer.choke().is_on() {
-        state.remember_choke();
-    }
+    state.remember_choke(layer);
     Ok(())
 }
 

@@ -11,13 +11,16 @@
 
 pub(crate) mod commands;
 pub(crate) mod expression;
+pub(crate) mod filter;
 pub(crate) mod guard;
+mod hold;
 pub(crate) mod log;
 pub(crate) mod module;
 pub(crate) mod pool;
 pub(crate) mod request;
 pub(crate) mod server;
 pub(crate) mod shared;
+pub(crate) mod socket;
 
 /// httpd and APR as bindgen found them on the machine that built this.
 #[allow(

@@ -12,7 +12,8 @@ use super::log::Level;
 use super::pool::Pool;
 use super::request::Request;
 use super::server::{self, Server, ServerState};
-use super::{bytes, sys};
+use super::socket::Socket;
+use super::{bytes, filter, hold, sys};
 use crate::admit;
 use crate::hooks::{self, Answer};
 
@@ -119,6 +120,8 @@ pub(super) unsafe fn set_config<T>(vector: *mut sys::ap_conf_vector_t, entry: *c
 unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
     guard((), report_start, || {
         guard::install();
+        filter::register();
+        hold::register();
         // Once the configuration is read, before the children are made.
         // SAFETY: the trampoline has the hook's type and, as the module is linked with -z nodelete, stays
         // where it is; there are no lists of predecessors.
@@ -167,6 +170,35 @@ unsafe extern "C" fn register_hooks(_pool: *mut sys::apr_pool_t) {
                 ptr::null(),
                 ptr::null(),
                 sys::APR_HOOK_REALLY_LAST.cast_signed(),
+            );
+        }
+        // The chain of filters is made ready: for what a handler makes, and for an error.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_insert_filter(
+                Some(insert_filter),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_LAST.cast_signed(),
+            );
+        }
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_insert_error_filter(
+                Some(insert_filter),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_LAST.cast_signed(),
+            );
+        }
+        // Before anybody gives the connection up.
+        // SAFETY: as above.
+        unsafe {
+            sys::ap_hook_pre_close_connection(
+                Some(pre_close),
+                ptr::null(),
+                ptr::null(),
+                sys::APR_HOOK_FIRST.cast_signed(),
             );
         }
         // Before the protocol's own module, which serves the whole connection from here.
@@ -298,8 +330,19 @@ unsafe extern "C" fn post_config(
     })
 }
 
-unsafe extern "C" fn child_init(_pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
+unsafe extern "C" fn child_init(pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
+    /// Dropped when the child ends.
+    struct Ending;
+    impl Drop for Ending {
+        fn drop(&mut self) {
+            hooks::child_ends();
+        }
+    }
     guard((), report_start, || {
+        // SAFETY: httpd passes the child's pool, which lives as long as the child.
+        if let Some(pool) = unsafe { Pool::borrow(pool) } {
+            pool.own(Ending);
+        }
         // SAFETY: httpd passes the main server, which lives as long as the child.
         if let Some(server) = unsafe { Server::borrow(server) } {
             hooks::child_init(server);
@@ -340,6 +383,23 @@ unsafe extern "C" fn monitor(_pool: *mut sys::apr_pool_t, server: *mut sys::serv
 unsafe extern "C" fn fixups(r: *mut sys::request_rec) -> c_int {
     // SAFETY: httpd passes a live request.
     unsafe { handle(r, hooks::fixups) }
+}
+
+unsafe extern "C" fn insert_filter(r: *mut sys::request_rec) {
+    // SAFETY: httpd passes a live request.
+    unsafe { handle(r, hooks::insert_filter) };
+}
+
+unsafe extern "C" fn pre_close(connection: *mut sys::conn_rec) -> c_int {
+    guard(sys::OK.cast_signed(), report_start, || {
+        // SAFETY: httpd passes a live connection. A stream's is not the socket's.
+        let is_whole = unsafe { (*connection).master.is_null() };
+        if is_whole && hooks::watches_closing() {
+            // SAFETY: as above.
+            unsafe { Socket::of(connection) }.into_iter().for_each(hooks::pre_close);
+        }
+        sys::OK.cast_signed()
+    })
 }
 
 /// `r` is NULL where the connection begins with the protocol.
@@ -389,7 +449,7 @@ unsafe fn handle(r: *mut sys::request_rec, hook: impl FnOnce(Request<'_>) -> Ans
     })
 }
 
-fn report_start(line: &str) {
+pub(super) fn report_start(line: &str) {
     // SAFETY: without a server httpd writes to the log of the process.
     unsafe { server::log(ptr::null(), Level::Error, line) };
 }

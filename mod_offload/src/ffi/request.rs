@@ -1,6 +1,6 @@
 //! A request as a borrowed Rust type.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::net::IpAddr;
@@ -13,7 +13,9 @@ use offload_core::units::Bytes;
 use super::log::{Level, c_line};
 use super::pool::Pool;
 use super::server::Server;
+use super::socket::Socket;
 use super::{bytes, module, sys};
+use crate::choke::Response;
 use crate::hooks::Running;
 use crate::lease::{Leases, Seats};
 
@@ -27,8 +29,10 @@ pub(crate) struct Request<'r> {
 /// What the module keeps with a request.
 struct Attached {
     connection: *const sys::conn_rec,
+    request: *mut sys::request_rec,
     promised: Cell<*const Host>,
     leases: RefCell<Leases>,
+    response: OnceCell<Response>,
 }
 
 /// The last byte has left: httpd clears the request's pool then.
@@ -36,6 +40,12 @@ impl Drop for Attached {
     fn drop(&mut self) {
         // SAFETY: a request's connection lives longer than the request.
         let Some(connection) = (unsafe { self.connection.as_ref() }) else { return };
+        // SAFETY: the request and those that it was redirected to lie in the pool that is being cleared: their
+        // memory is there until all clean-ups have run.
+        let request = unsafe { Request::borrow(self.request) };
+        if let (Some(response), Some(request)) = (self.response.get(), request) {
+            response.end(request.last(), connection.aborted != 0);
+        }
         if connection.keepalive != sys::ap_conn_keepalive_e_AP_CONN_CLOSE {
             return;
         }
@@ -115,6 +125,64 @@ impl<'r> Request<'r> {
         let previous = field!(self, prev);
         // SAFETY: a request that was redirected lives as long as its successor: one pool has both.
         unsafe { Self::borrow(previous) }
+    }
+
+    /// What the client's request has become, after internal redirects.
+    fn last(self) -> Self {
+        let next = |request: &Self| {
+            let next = field!(request, next);
+            // SAFETY: a request that was redirected lives as long as its successor: one pool has both.
+            unsafe { Self::borrow(next) }
+        };
+        std::iter::successors(Some(self), next).last().unwrap_or(self)
+    }
+
+    /// The connection, which lives longer than the request.
+    pub(super) fn connection(self) -> *mut sys::conn_rec {
+        field!(self, connection)
+    }
+
+    /// The request's pool.
+    pub(super) fn pool(self) -> Option<Pool> {
+        let pool = field!(self, pool);
+        // SAFETY: the request's pool lives as long as it does, and this thread alone uses it now.
+        unsafe { Pool::borrow(pool) }
+    }
+
+    /// The socket of its connection.
+    pub(crate) fn socket(self) -> Option<Socket> {
+        // SAFETY: a request's connection lives longer than the request.
+        unsafe { Socket::of(self.connection()) }
+    }
+
+    /// Whether it is a stream of HTTP/2: one of several on its connection.
+    pub(crate) fn is_stream(self) -> bool {
+        // SAFETY: a request's connection lives longer than the request.
+        unsafe { !(*self.connection()).master.is_null() }
+    }
+
+    /// Whether TLS lies between here and the connection.
+    pub(crate) fn is_encrypted(self) -> bool {
+        // SAFETY: a request's connection lives longer than the request.
+        unsafe { sys::ap_ssl_conn_is_ssl(self.connection()) != 0 }
+    }
+
+    /// Whether the client wants no body.
+    pub(crate) fn is_head(self) -> bool {
+        field!(self, header_only) != 0
+    }
+
+    /// A variable of the request's environment, as SetEnvIf and its like set it.
+    pub(crate) fn variable(self, name: &str) -> Option<&'r [u8]> {
+        let name = std::ffi::CString::new(name).ok()?;
+        let table = field!(self, subprocess_env);
+        // SAFETY: the table lives as long as the request; the name ends with a NUL.
+        self.text(unsafe { sys::apr_table_get(table, name.as_ptr()) })
+    }
+
+    /// Bytes of the body that were made so far.
+    pub(crate) fn body_bytes(self) -> u64 {
+        u64::try_from(field!(self, bytes_sent)).unwrap_or(0)
     }
 
     /// Whether the method is GET and not HEAD, and the client understands more than HTTP/0.9, which has
@@ -267,6 +335,16 @@ impl<'r> Request<'r> {
         self.attachment().map(|attached| &attached.leases)
     }
 
+    /// Keeps what is known of the response's throttling, until its last byte has left.
+    pub(crate) fn keep_response(self, response: Response) -> Option<&'r Response> {
+        self.attached().map(|attached| attached.response.get_or_init(|| response))
+    }
+
+    /// What `keep_response` keeps, if anything.
+    pub(crate) fn held_response(self) -> Option<&'r Response> {
+        self.attachment()?.response.get()
+    }
+
     /// What the connection holds until it ends. `None` where a connection is not one client's: each HTTP/2
     /// stream is one of many, and a proxy's connection has now this client and now that one.
     pub(crate) fn seats(self) -> Option<&'r RefCell<Seats>> {
@@ -313,8 +391,10 @@ impl<'r> Request<'r> {
         // SAFETY: the request's pool lives as long as it does, and this thread alone uses it now.
         let attached: *const Attached = unsafe { Pool::borrow(pool) }?.own(Attached {
             connection: field!(self, connection),
+            request: self.raw(),
             promised: Cell::new(ptr::null()),
             leases: RefCell::default(),
+            response: OnceCell::new(),
         });
         // SAFETY: httpd made the vector for this request; only `attachment` reads our entry.
         unsafe { module::set_config(vector, attached) };
@@ -407,9 +487,7 @@ impl<'r> Request<'r> {
     }
 
     fn string(self, parts: &[&str]) -> *const c_char {
-        let pool = field!(self, pool);
-        // SAFETY: the request's pool lives as long as it does, and this thread alone uses it now.
-        match unsafe { Pool::borrow(pool) } {
+        match self.pool() {
             Some(pool) => pool.string(parts),
             None => c"".as_ptr(),
         }

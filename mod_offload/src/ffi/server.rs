@@ -1,17 +1,23 @@
 //! The server and its virtual hosts while the configuration is made ready, as borrowed Rust types.
 
 use std::collections::BTreeSet;
+use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use offload_core::directive::HostLayer;
+use nix::sys::resource::{Resource, getrlimit};
+use offload_core::advice::Machine;
+use offload_core::directive::{HostLayer, Layer};
 use offload_core::ledger::{Ledger, TableSize};
 use offload_core::limit::SectionLimit;
+use offload_core::transfers::Transfers;
+use offload_core::units::Rate;
 
 use super::log::{Level, c_line};
 use super::pool::Pool;
-use super::shared::{Turns, ledger_of_process};
+use super::shared::{Turns, ledger_of_process, transfers_of_process};
 use super::{bytes, module, sys};
 use crate::hooks::HostState;
 
@@ -23,6 +29,7 @@ pub(super) struct ServerState {
     host_names: BTreeSet<String>,
     sections: Vec<SectionLimit>,
     chokes: bool,
+    slowest: Option<Rate>,
     host: OnceLock<Arc<HostState>>,
 }
 
@@ -40,9 +47,11 @@ impl ServerState {
         }
     }
 
-    /// Remembers that a section is to be throttled.
-    pub(super) fn remember_choke(&mut self) {
-        self.chokes = true;
+    /// Remembers that a section is to be throttled, and the lowest rate of any.
+    pub(super) fn remember_choke(&mut self, section: &Layer) {
+        self.chokes |= section.choke().is_on();
+        let rates = [self.slowest, Rate::new(section.choke_rate().count())];
+        self.slowest = rates.into_iter().flatten().min();
     }
 
     /// What holds in a virtual host of the server.
@@ -143,6 +152,23 @@ impl<'s> Server<'s> {
         self.state().is_some_and(|state| state.chokes)
     }
 
+    /// The lowest rate that one of its sections names.
+    pub(crate) fn slowest(self) -> Option<Rate> {
+        self.state()?.slowest
+    }
+
+    /// How long httpd waits for a client to take something.
+    pub(crate) fn timeout(self) -> Duration {
+        // SAFETY: the server is live (`borrow`).
+        let micros = unsafe { (*self.raw.as_ptr()).timeout };
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    }
+
+    /// Where lines about it can be written from any thread.
+    pub(crate) fn journal(self) -> Journal {
+        Journal(self.raw)
+    }
+
     /// The limits of its sections.
     pub(crate) fn sections(self) -> impl Iterator<Item = &'s SectionLimit> {
         self.state().into_iter().flat_map(|state| &state.sections)
@@ -204,6 +230,14 @@ impl<'s> Server<'s> {
         ledger_of_process(self.process_pool()?, size)
     }
 
+    /// The transfers of all children, a table which lives as long as the parent process.
+    ///
+    /// # Errors
+    /// It could not be made.
+    pub(crate) fn transfers(self, rows: usize) -> Result<Transfers<'static>, String> {
+        transfers_of_process(self.process_pool()?, rows)
+    }
+
     fn process_pool(self) -> Result<Pool, String> {
         // SAFETY: the server is live (`borrow`).
         let process = unsafe { (*self.raw.as_ptr()).process };
@@ -218,6 +252,95 @@ impl<'s> Server<'s> {
         // SAFETY: the server is live (`borrow`).
         unsafe { log(self.raw.as_ptr(), level, line) };
     }
+}
+
+/// A server's error log, for a thread that serves no request.
+#[derive(Clone, Copy)]
+pub(crate) struct Journal(NonNull<sys::server_rec>);
+
+// SAFETY: a child's server records stay as they are until it ends (the pacer's thread stops before), and httpd
+// writes to its logs from any thread.
+unsafe impl Send for Journal {}
+
+impl Journal {
+    /// Writes a line that the administrator has asked for.
+    pub(crate) fn note(self, line: &str) {
+        // SAFETY: the server is live: see above.
+        unsafe { log(self.0.as_ptr(), Level::Notice, line) };
+    }
+}
+
+/// What the MPM says to a question; 0 if it does not know.
+fn ask_mpm(question: u32) -> u64 {
+    let mut answer = 0;
+    let question = c_int::try_from(question).unwrap_or(-1);
+    // SAFETY: `answer` is writable.
+    let status = unsafe { sys::ap_mpm_query(question, &raw mut answer) };
+    if status == sys::APR_SUCCESS.cast_signed() { u64::try_from(answer).unwrap_or(0) } else { 0 }
+}
+
+/// Whether the MPM writes what is left of a response without a worker.
+pub(crate) fn is_async() -> bool {
+    ask_mpm(sys::AP_MPMQ_IS_ASYNC) != 0
+}
+
+/// How many workers all children have together at the most.
+pub(crate) fn workers() -> u32 {
+    let workers = ask_mpm(sys::AP_MPMQ_MAX_DAEMONS) * ask_mpm(sys::AP_MPMQ_MAX_THREADS).max(1);
+    u32::try_from(workers).unwrap_or(u32::MAX)
+}
+
+/// What httpd and the machine are set to, for who wants many slow downloads.
+pub(crate) fn machine() -> Machine {
+    // SAFETY: httpd sets it before it makes its configuration ready, which is now, with one thread.
+    let tree = unsafe { sys::ap_conftree };
+    // SAFETY: httpd keeps the tree meanwhile.
+    let said = |name| unsafe { configured(tree, name) };
+    let hundredths = |text: String| {
+        let number = text.parse::<f64>().ok().filter(|number| (0.0..=1e6).contains(number))?;
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // it is in bounds
+        Some((number * 100.0).round() as u64)
+    };
+    let number = |file: &str, word: usize| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.split_whitespace().nth(word)?.parse::<u64>().ok()
+    };
+    // What event.c and ap_listen.h have for who says nothing.
+    let factor = said("AsyncRequestWorkerFactor").and_then(hundredths).unwrap_or(200);
+    let backlog = said("ListenBacklog").and_then(|text| text.parse().ok()).unwrap_or(511);
+    Machine {
+        children: ask_mpm(sys::AP_MPMQ_MAX_DAEMONS),
+        threads: ask_mpm(sys::AP_MPMQ_MAX_THREADS),
+        factor: is_async().then_some(factor),
+        backlog,
+        most_backlog: number("/proc/sys/net/core/somaxconn", 0).unwrap_or(u64::MAX),
+        files: getrlimit(Resource::RLIMIT_NOFILE).map_or(u64::MAX, |(soft, _)| soft),
+        // In pages.
+        tcp_memory: number("/proc/sys/net/ipv4/tcp_mem", 1).map_or(u64::MAX, |pages| pages * 4096),
+    }
+}
+
+/// What a directive of this name is given, the last time that it stands somewhere.
+///
+/// # Safety
+/// `next` is NULL or in httpd's tree of its configuration, which stays as it is meanwhile.
+unsafe fn configured(mut next: *mut sys::ap_directive_t, name: &str) -> Option<String> {
+    let mut found = None;
+    // SAFETY: the caller promises the tree.
+    while let Some(directive) = unsafe { next.as_ref() } {
+        // SAFETY: the texts of a directive end with a NUL and live as long as it.
+        let own = unsafe { bytes(directive.directive) }.unwrap_or_default();
+        if own.eq_ignore_ascii_case(name.as_bytes()) {
+            // SAFETY: as above.
+            let words = unsafe { bytes(directive.args) }.unwrap_or_default();
+            let words = String::from_utf8_lossy(words);
+            found = words.split_whitespace().next().map(|word| word.trim_matches('"').to_owned());
+        }
+        // SAFETY: what lies inside a section is in the tree too.
+        found = unsafe { configured(directive.first_child, name) }.or(found);
+        next = directive.next;
+    }
+    found
 }
 
 /// Writes one line to a server's error log, or to the process's first one.

@@ -1,6 +1,6 @@
 //! The mapping that all children share: made once by the parent, kept over graceful restarts.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{MmapOptions, MmapRaw};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use offload_core::ledger::{Ledger, LedgerError, TableSize};
+use offload_core::transfers::Transfers;
 
 use super::pool::Pool;
 
@@ -67,18 +68,47 @@ impl Turns {
 /// # Errors
 /// A sentence: there is no memory, or what the process keeps is no ledger.
 pub(super) fn ledger_of_process(pool: Pool, size: TableSize) -> Result<Ledger<'static>, String> {
+    // The number is the ledger's format: an upgrade with another one begins a new ledger.
+    let words = words_of_process(pool, c"mod_offload:ledger:1:pointer,count", || {
+        Ledger::words_needed(size)
+    })?;
+    let secret = || RandomState::new().hash_one(());
+    match Ledger::open(words) {
+        Err(LedgerError::Foreign) => Ledger::create(words, size, (secret(), secret())),
+        opened => opened,
+    }
+    .map_err(|error| error.to_string())
+}
+
+/// The table of the transfers of all children, and of those of the configurations before this one.
+///
+/// # Errors
+/// A sentence: there is no memory, or what the process keeps is no such table.
+pub(super) fn transfers_of_process(pool: Pool, rows: usize) -> Result<Transfers<'static>, String> {
+    // The number is the table's format: an upgrade with another one begins a new table.
+    let words = words_of_process(pool, c"mod_offload:transfers:1:pointer,count", || {
+        Transfers::words_needed(rows)
+    })?;
+    Transfers::open(words)
+        .ok_or_else(|| "what the process keeps is no table of transfers".to_owned())
+}
+
+/// The words that the process keeps under a name, or as many new ones as are needed.
+fn words_of_process(
+    pool: Pool,
+    name: &'static CStr,
+    needed: impl FnOnce() -> usize,
+) -> Result<&'static [AtomicU64], String> {
     /// What the address leads to; another layout, another name.
     #[repr(C)]
     struct Kept {
         words: NonNull<c_void>,
         count: usize,
     }
-    // The number is the ledger's format: an upgrade with another one begins a new ledger.
-    let name = c"mod_offload:ledger:1:pointer,count";
     let kept = match pool.kept(name) {
         Some(kept) => kept.cast::<Kept>(),
         None => {
-            let count = Ledger::words_needed(size);
+            let count = needed();
             let words = map(count * size_of::<AtomicU64>()).map_err(|error| error.to_string())?;
             let made = NonNull::new(pool.own(Kept { words, count })).ok_or("there is no memory")?;
             pool.keep(name, made.cast());
@@ -89,14 +119,7 @@ pub(super) fn ledger_of_process(pool: Pool, size: TableSize) -> Result<Ledger<'s
     let Kept { words, count } = unsafe { kept.as_ref() };
     // SAFETY: `map` made that many bytes, page-aligned and zeroed, which stay to the end of the process
     // and are only ever used through atomics.
-    let words: &'static [AtomicU64] =
-        unsafe { slice::from_raw_parts(words.as_ptr().cast(), *count) };
-    let secret = || RandomState::new().hash_one(());
-    match Ledger::open(words) {
-        Err(LedgerError::Foreign) => Ledger::create(words, size, (secret(), secret())),
-        opened => opened,
-    }
-    .map_err(|error| error.to_string())
+    Ok(unsafe { slice::from_raw_parts(words.as_ptr().cast(), *count) })
 }
 
 /// Zeroed memory that is shared with all children, to the end of the process.

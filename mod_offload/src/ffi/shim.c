@@ -39,3 +39,120 @@ void offload_log_server(const server_rec *s, int level, const char *text)
 {
     ap_log_error(APLOG_MARK, level, 0, s, "%s", text);
 }
+
+int offload_bucket_kind(const apr_bucket *b)
+{
+    if (!APR_BUCKET_IS_METADATA(b)) {
+        return APR_BUCKET_IS_FILE(b) ? OFFLOAD_FILE : OFFLOAD_MEMORY;
+    }
+    if (APR_BUCKET_IS_EOS(b)) {
+        return OFFLOAD_EOS;
+    }
+    if (AP_BUCKET_IS_EOR(b)) {
+        return OFFLOAD_EOR;
+    }
+    if (AP_BUCKET_IS_EOC(b)) {
+        return OFFLOAD_EOC;
+    }
+    return APR_BUCKET_IS_FLUSH(b) ? OFFLOAD_FLUSH : OFFLOAD_OTHER;
+}
+
+apr_bucket *offload_bucket_first(const apr_bucket_brigade *bb)
+{
+    return APR_BRIGADE_EMPTY(bb) ? NULL : APR_BRIGADE_FIRST(bb);
+}
+
+apr_bucket *offload_bucket_next(const apr_bucket_brigade *bb, const apr_bucket *b)
+{
+    apr_bucket *next = APR_BUCKET_NEXT(b);
+    return next == APR_BRIGADE_SENTINEL(bb) ? NULL : next;
+}
+
+void offload_bucket_delete(apr_bucket *b)
+{
+    apr_bucket_delete(b);
+}
+
+void offload_insert_head(apr_bucket_brigade *bb, apr_bucket *b)
+{
+    APR_BRIGADE_INSERT_HEAD(bb, b);
+}
+
+void offload_insert_tail(apr_bucket_brigade *bb, apr_bucket *b)
+{
+    APR_BRIGADE_INSERT_TAIL(bb, b);
+}
+
+void offload_append(apr_bucket_brigade *to, apr_bucket_brigade *from)
+{
+    APR_BRIGADE_CONCAT(to, from);
+}
+
+apr_bucket *offload_bucket_make(const apr_bucket_type_t *type, void *data, apr_bucket_alloc_t *alloc)
+{
+    apr_bucket *b = apr_bucket_alloc(sizeof(*b), alloc);
+
+    APR_BUCKET_INIT(b);
+    b->free = apr_bucket_free;
+    b->list = alloc;
+    b->type = type;
+    b->data = data;
+    b->length = 0;
+    b->start = 0;
+    return b;
+}
+
+int offload_has_unknown_length(const apr_bucket_brigade *bb)
+{
+    const apr_bucket *b;
+
+    for (b = APR_BRIGADE_FIRST(bb); b != APR_BRIGADE_SENTINEL(bb); b = APR_BUCKET_NEXT(b)) {
+        if (b->length == (apr_size_t)-1) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Bytes that are read at once where a file is not mapped. */
+#define OFFLOAD_READ_SIZE (32 * 1024)
+
+void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile)
+{
+    apr_bucket_file *part = b->data;
+    core_dir_config *section = ap_get_core_module_config(r->per_dir_config);
+    apr_file_t *own = NULL;
+    apr_os_file_t descriptor;
+
+    apr_bucket_file_enable_mmap(b, 0);
+    apr_bucket_file_set_buf_size(b, OFFLOAD_READ_SIZE);
+    if (!may_sendfile || section->enable_sendfile == ENABLE_SENDFILE_OFF
+        || apr_file_flags_get(part->fd) & APR_FOPEN_SENDFILE_ENABLED
+        || !apr_pool_is_ancestor(apr_file_pool_get(part->fd), r->pool)) {
+        return;
+    }
+    /* The flag cannot be set later; a second handle of the same descriptor, which does not close it, has it. */
+    if (apr_os_file_get(&descriptor, part->fd) == APR_SUCCESS
+        && apr_os_file_put(&own, &descriptor, APR_FOPEN_READ | APR_FOPEN_BINARY | APR_FOPEN_SENDFILE_ENABLED,
+                           r->pool) == APR_SUCCESS) {
+        part->fd = own;
+    }
+}
+
+apr_bucket *offload_file_part(int descriptor, apr_off_t start, apr_size_t length, request_rec *r)
+{
+    apr_file_t *file = NULL;
+    apr_os_file_t raw = descriptor;
+    apr_bucket *b;
+
+    apr_os_file_put(&file, &raw, APR_FOPEN_READ | APR_FOPEN_BINARY | APR_FOPEN_SENDFILE_ENABLED, r->pool);
+    b = apr_bucket_file_create(file, start, length, r->pool, r->connection->bucket_alloc);
+    apr_bucket_file_enable_mmap(b, 0);
+    apr_bucket_file_set_buf_size(b, OFFLOAD_READ_SIZE);
+    return b;
+}
+
+apr_status_t offload_drain(ap_filter_t *f)
+{
+    return f->frec->filter_func.out_func(f, NULL);
+}

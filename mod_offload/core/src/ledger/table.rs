@@ -41,6 +41,11 @@ impl Who {
         }
     }
 
+    /// The name alone, for what is counted elsewhere; never zero.
+    pub fn number(self) -> u64 {
+        self.name.max(1)
+    }
+
     /// The key under which it is counted in `scope`.
     pub fn in_scope(self, scope: Scope) -> Key {
         let scope = u64::from(scope.0);

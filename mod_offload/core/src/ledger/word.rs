@@ -197,6 +197,16 @@ impl Identity {
         Self(pid << Self::START | start_time & mask(Self::START))
     }
 
+    /// All of it, in one word; never zero, for no process has the id 0.
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+
+    /// What `number` returned.
+    pub(crate) fn of_number(number: u64) -> Self {
+        Self(number)
+    }
+
     /// The process id.
     pub fn pid(self) -> u32 {
         u32::try_from(self.0 >> Self::START).unwrap_or_default()

@@ -1,0 +1,597 @@
+//! The throttled connections of this child, and the thread that adjusts their rates.
+//!
+//! A connection stands here from its first throttled response until it is closed. The rate of its socket
+//! is set when a response's burst is over, lifted when the next response begins, and meanwhile adjusted by
+//! the one thread, several times a second, where a rate is shared with other connections: all children see
+//! each other's transfers in the shared table, and each of them divides the same way.
+//!
+//! The thread uses descriptors that belong to httpd. It does so only under the lock that
+//! [`close`](Pacer::close) takes before httpd closes one, and only if the descriptor still is the socket
+//! that it was: no rate ever reaches another connection.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{SigSet, SigmaskHow};
+use offload_core::ledger::Identity;
+use offload_core::rate::{BURST_QUEUE, Meter, Terms, divide, floor, queue_limit};
+use offload_core::transfers::{Claim, Figures, KINDS, Manner, Row, Transfers};
+use offload_core::units::{Bytes, Rate};
+
+use crate::ffi::server::Journal;
+use crate::ffi::socket::Socket;
+use crate::process;
+
+/// The transfers of all processes: one table for the whole life of this one.
+pub(crate) static TRANSFERS: OnceLock<Transfers<'static>> = OnceLock::new();
+
+/// This child's connections.
+pub(crate) static PACER: Pacer = Pacer {
+    lines: Mutex::new(BTreeMap::new()),
+    count: AtomicUsize::new(0),
+    wake: Condvar::new(),
+    has_thread: AtomicBool::new(false),
+    is_over: AtomicBool::new(false),
+};
+
+/// How often shared rates are divided anew.
+const TICK: Duration = Duration::from_millis(200);
+/// How often the figures of the status page are, where nothing is shared.
+const GLANCE: Duration = Duration::from_secs(1);
+/// Two looks are no nearer than this, however often somebody wakes the thread.
+const SPACE: Duration = Duration::from_millis(20);
+/// What a stream of HTTP/2 that has ended may have left in its connection's buffers.
+const STREAM: u64 = 64 << 10;
+/// So many sockets are asked before somebody else gets the lock.
+const BATCH: usize = 128;
+
+/// A common rate that a connection takes part in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Shared {
+    /// Its name in the table; never zero.
+    pub(crate) name: u64,
+    /// The rate of all together.
+    pub(crate) rate: Rate,
+}
+
+/// A response that begins to be sent.
+pub(crate) struct Begin {
+    pub(crate) client: Vec<u8>,
+    pub(crate) path: Vec<u8>,
+    pub(crate) terms: Terms,
+    pub(crate) shares: [Option<Shared>; KINDS],
+    pub(crate) manner: Manner,
+    /// Whether other responses may be on the connection at the same time.
+    pub(crate) is_stream: bool,
+}
+
+/// What a connection's socket is told when the data has come so far.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Switch {
+    /// The burst is over: from here on it is throttled. The number is the socket's.
+    On(u64),
+    /// What was throttled is over.
+    Off(u64),
+}
+
+impl Switch {
+    /// Everything before it has been given to the kernel, or the connection is gone.
+    pub(crate) fn throw(self) {
+        match self {
+            Self::On(line) => PACER.set_on(line, true),
+            Self::Off(line) => PACER.set_on(line, false),
+        }
+    }
+}
+
+/// A connection.
+struct Line {
+    socket: Socket,
+    row: Option<Row>,
+    own: Option<Rate>,
+    shares: [Option<Shared>; KINDS],
+    /// What is divided to it of its shares.
+    part: Option<Rate>,
+    /// What the kernel was told.
+    given: Option<Rate>,
+    is_on: bool,
+    /// Whether the response that begins has a burst: what is in the kernel's queue at its end is paced.
+    has_burst: bool,
+    manner: Manner,
+    is_stream: bool,
+    /// Responses in progress.
+    running: u64,
+    meter: Meter,
+    wants: u64,
+    looked: u64,
+    began: u64,
+    acked_before: u64,
+    /// Of which the last bytes are on their way.
+    leaving: Vec<Leaving>,
+}
+
+/// A response that httpd has done with, and the kernel has not.
+struct Leaving {
+    /// So many bytes will the client have acknowledged when it has got the last one.
+    target: u64,
+    /// When that will be, if the rate holds.
+    expected: u64,
+    summary: Option<Summary>,
+}
+
+/// What is told at the end.
+pub(crate) struct Summary {
+    pub(crate) journal: Journal,
+    pub(crate) path: Vec<u8>,
+    pub(crate) client: Vec<u8>,
+    pub(crate) bytes: u64,
+    pub(crate) began: u64,
+    pub(crate) terms: Terms,
+    pub(crate) manner: Manner,
+    pub(crate) aborted: bool,
+}
+
+impl Summary {
+    fn tell(&self, now: u64) {
+        let micros = now.saturating_sub(self.began).max(1);
+        let rate = Rate::of(Bytes::new(self.bytes), Duration::from_micros(micros));
+        self.journal.note(&format!(
+            "mod_offload: sent {} to {}: {} bytes in {}.{:03} s, {} B/s of {}, burst {}, {}{}",
+            String::from_utf8_lossy(&self.path),
+            String::from_utf8_lossy(&self.client),
+            self.bytes,
+            micros / 1_000_000,
+            micros / 1000 % 1000,
+            rate.map_or(0, Rate::per_second),
+            self.terms.rate.map_or(0, Rate::per_second),
+            self.terms.burst.count(),
+            self.manner.name(),
+            if self.aborted { ", aborted" } else { "" },
+        ));
+    }
+}
+
+impl Line {
+    /// The most that it may carry now.
+    fn allowed(&self) -> Option<Rate> {
+        [self.own, self.part].into_iter().flatten().min()
+    }
+
+    /// Tells the kernel what holds, if that has changed by more than a hundredth.
+    fn apply(&mut self) {
+        let is_paced = self.is_on && !matches!(self.manner, Manner::Slept | Manner::Unthrottled);
+        let wanted = if is_paced { self.allowed() } else { None };
+        let is_near = match (self.given, wanted) {
+            (None, None) => true,
+            (Some(given), Some(wanted)) => {
+                given.per_second().abs_diff(wanted.per_second()) <= wanted.per_second() / 100
+            }
+            _ => false,
+        };
+        if is_near {
+            return;
+        }
+        self.socket.set_queue_limit(wanted.map_or(0, queue_limit));
+        if self.socket.set_rate(wanted) {
+            self.given = wanted;
+        }
+    }
+
+    /// Asks the kernel how it goes, and writes that down for everybody.
+    fn look(&mut self, now: u64) {
+        let Some(sample) = self.socket.sample(now) else { return };
+        let allowed = self.allowed();
+        let given = if self.is_on { allowed } else { None };
+        let own = self.own.map_or(u64::MAX, Rate::per_second);
+        self.wants = self.meter.take(sample, given);
+        self.looked = now;
+        if let (Some(row), Some(table)) = (self.row, TRANSFERS.get()) {
+            let set = if self.manner == Manner::Unthrottled { None } else { allowed };
+            let figures = Figures {
+                set: set.map_or(0, Rate::per_second),
+                now: self.meter.rate(),
+                bytes: sample.acked.saturating_sub(self.acked_before),
+                wants: self.wants,
+                most: own,
+            };
+            table.set_figures(row, figures);
+        }
+        // What a stream has left behind in its connection is not known exactly.
+        let is_drained = self.is_stream && !self.leaving.is_empty() && self.socket.queued() == 0;
+        self.leaving.retain(|leaving| {
+            let has_left = sample.acked >= leaving.target || is_drained;
+            if let (true, Some(summary)) = (has_left, &leaving.summary) {
+                summary.tell(now);
+            }
+            !has_left
+        });
+        self.rest();
+    }
+
+    /// Whether it is time to look.
+    fn is_due(&self, now: u64) -> bool {
+        self.shares != [None; KINDS]
+            || self.leaving.iter().any(|leaving| leaving.expected <= now)
+            || now.saturating_sub(self.looked) >= u64::try_from(GLANCE.as_micros()).unwrap_or(0)
+    }
+
+    /// The connection may be idle now.
+    fn rest(&mut self) {
+        if self.running > 0 || !self.leaving.is_empty() {
+            return;
+        }
+        if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
+            table.release(row);
+        }
+        self.shares = [None; KINDS];
+        self.part = None;
+        if self.is_stream {
+            // No throttled stream is left; the others are to go as fast as they can. A connection of
+            // HTTP/1.1 is switched by what follows on it.
+            self.is_on = false;
+            self.apply();
+        }
+    }
+
+    /// Everything that is on its way is told as if the rate held to the end: nobody will ask any more.
+    fn finish(&mut self, now: u64) {
+        for leaving in self.leaving.drain(..) {
+            if let Some(summary) = leaving.summary {
+                summary.tell(leaving.expected.max(now));
+            }
+        }
+    }
+}
+
+/// This child's throttled connections.
+pub(crate) struct Pacer {
+    lines: Mutex<BTreeMap<u64, Line>>,
+    count: AtomicUsize,
+    wake: Condvar,
+    has_thread: AtomicBool,
+    is_over: AtomicBool,
+}
+
+impl Pacer {
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<u64, Line>> {
+        // A panic under the lock leaves figures that are corrected at the next look.
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether no connection of this child is, or was, throttled.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether the connection was throttled before.
+    pub(crate) fn knows(&self, socket: Socket) -> bool {
+        !self.is_empty() && self.lines().contains_key(&socket.cookie())
+    }
+
+    /// A response begins. The burst, if it has one, goes at full speed; else it is throttled when the switch
+    /// is thrown.
+    pub(crate) fn begin(&'static self, socket: Socket, response: &Begin) {
+        let now = now();
+        let mut lines = self.lines();
+        let line = lines.entry(socket.cookie()).or_insert_with(|| Line {
+            socket,
+            row: None,
+            own: None,
+            shares: [None; KINDS],
+            part: None,
+            given: None,
+            is_on: false,
+            has_burst: false,
+            manner: response.manner,
+            is_stream: response.is_stream,
+            running: 0,
+            meter: Meter::default(),
+            wants: u64::MAX,
+            looked: 0,
+            began: now,
+            acked_before: 0,
+            leaving: Vec::new(),
+        });
+        if line.running == 0 {
+            line.finish(now);
+            line.began = now;
+            line.meter = Meter::default();
+            line.own = None;
+            if let Some(sample) = socket.sample(now) {
+                line.acked_before = sample.acked;
+                line.meter.take(sample, None);
+            }
+        }
+        line.running += 1;
+        line.is_stream = response.is_stream;
+        line.manner = response.manner;
+        // Streams of one connection may have been given different rates: the last one is right.
+        line.own = response.terms.rate.or(line.own);
+        line.shares = response.shares;
+        // Until the division is made, as if three others were there.
+        line.part = line.shares.iter().flatten().map(|shared| shared.rate).min();
+        line.part = line.part.and_then(|rate| Rate::new(rate.per_second().div_ceil(4)));
+        line.wants = u64::MAX;
+        if let Some(table) = TRANSFERS.get() {
+            match line.row {
+                Some(row) => table.describe(row, &response.path, line.manner, line.running),
+                None => {
+                    line.row = table.claim(identity(), &response.client, &response.path);
+                }
+            }
+            if let Some(row) = line.row {
+                table.set_manner(row, line.manner);
+                let names = line.shares.map(|shared| shared.map_or(0, |shared| shared.name));
+                table.set_shares(row, names);
+            }
+        }
+        line.has_burst = response.terms.burst.count() > 0;
+        let is_shared = line.shares != [None; KINDS];
+        let is_awaited = is_shared || lines.len() == 1;
+        self.count.store(lines.len(), Ordering::Relaxed);
+        drop(lines);
+        self.start_thread();
+        if is_awaited {
+            self.wake.notify_one();
+        }
+    }
+
+    fn set_on(&self, line: u64, is_on: bool) {
+        if let Some(line) = self.lines().get_mut(&line) {
+            line.is_on = is_on;
+            line.apply();
+            if !is_on && line.has_burst {
+                line.socket.set_queue_limit(BURST_QUEUE);
+            }
+        }
+    }
+
+    /// Throttling holds as many workers as it may: the connection goes as fast as it can.
+    pub(crate) fn lift(&self, socket: Socket) {
+        self.change_manner(socket, Manner::Unthrottled);
+    }
+
+    /// It is held in another way from here on.
+    pub(crate) fn change_manner(&self, socket: Socket, manner: Manner) {
+        if let Some(line) = self.lines().get_mut(&socket.cookie()) {
+            line.manner = manner;
+            if manner == Manner::Unthrottled {
+                line.shares = [None; KINDS];
+            }
+            if let (Some(row), Some(table)) = (line.row, TRANSFERS.get()) {
+                table.set_manner(row, manner);
+                let names = line.shares.map(|shared| shared.map_or(0, |shared| shared.name));
+                table.set_shares(row, names);
+            }
+            line.apply();
+        }
+    }
+
+    /// What the connection may carry now, for who paces it himself.
+    pub(crate) fn allowed(&self, socket: Socket) -> Option<Rate> {
+        self.lines().get(&socket.cookie()).and_then(Line::allowed)
+    }
+
+    /// httpd has given the response's last byte to the kernel, or its client is gone.
+    pub(crate) fn end(&self, socket: Socket, mut summary: Option<Summary>) {
+        let now = now();
+        let mut lines = self.lines();
+        let Some(line) = lines.get_mut(&socket.cookie()) else { return };
+        line.running = line.running.saturating_sub(1);
+        let acked = socket.sample(now).map_or(0, |sample| sample.acked);
+        let is_aborted = summary.as_mut().is_some_and(|summary| {
+            summary.manner = line.manner;
+            if summary.aborted && !line.is_stream {
+                // What httpd has given to the kernel is not what the client has got.
+                summary.bytes = summary.bytes.min(acked.saturating_sub(line.acked_before));
+            }
+            summary.aborted
+        });
+        let behind = if line.is_stream { STREAM } else { 0 };
+        let queued = if is_aborted { 0 } else { socket.queued() + behind };
+        if queued == 0 {
+            if let Some(summary) = summary {
+                summary.tell(now);
+            }
+        } else {
+            let rate = line.given.or_else(|| Rate::new(line.meter.rate()));
+            let time = rate.map_or(Duration::ZERO, |rate| rate.time_for(Bytes::new(queued)));
+            let expected = now + u64::try_from(time.as_micros()).unwrap_or(0);
+            line.leaving.push(Leaving { target: acked + queued, expected, summary });
+            self.wake.notify_one();
+        }
+        if let (Some(row), Some(table), true) = (line.row, TRANSFERS.get(), line.running > 0) {
+            table.set_streams(row, line.running);
+        }
+        line.rest();
+    }
+
+    /// httpd is about to close the connection.
+    pub(crate) fn close(&self, socket: Socket) {
+        if self.is_empty() {
+            return;
+        }
+        let now = now();
+        let mut lines = self.lines();
+        if let Some(mut line) = lines.remove(&socket.cookie()) {
+            line.finish(now);
+            if let (Some(row), Some(table)) = (line.row, TRANSFERS.get()) {
+                table.release(row);
+            }
+            self.count.store(lines.len(), Ordering::Relaxed);
+        }
+    }
+
+    /// The child ends: the thread is to touch nothing of httpd's any more.
+    pub(crate) fn stop(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
+        // It works only under the lock. This may run in a signal's handler (prefork), on top of a thread that
+        // has the lock itself: so there is no waiting without an end.
+        for _ in 0..50 {
+            if self.lines.try_lock().is_ok() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::SeqCst)
+    }
+
+    fn start_thread(&'static self) {
+        if self.has_thread.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Signals are for httpd's own threads.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+        let name = "offload-pacer".to_owned();
+        let began = thread::Builder::new().name(name).stack_size(256 << 10).spawn(|| self.run());
+        if let Ok(before) = before {
+            let _ = before.thread_set_mask();
+        }
+        if began.is_err() {
+            // The next response tries again; rates hold without it, but are not shared.
+            self.has_thread.store(false, Ordering::Relaxed);
+        }
+    }
+
+    fn run(&'static self) {
+        let mut next = Instant::now();
+        loop {
+            thread::sleep(SPACE);
+            let wait = next.saturating_duration_since(Instant::now());
+            let lines = self.lines();
+            let guard = if lines.is_empty() {
+                self.wake.wait(lines)
+            } else {
+                self.wake
+                    .wait_timeout(lines, wait)
+                    .map(|(guard, _)| guard)
+                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
+            };
+            drop(guard);
+            if self.is_over() {
+                return;
+            }
+            // A bug here must not end the child; the next tick tries again.
+            let pause = std::panic::catch_unwind(|| self.tick()).unwrap_or(GLANCE);
+            next = Instant::now() + pause;
+        }
+    }
+
+    /// Looks at every connection and divides what is shared; how long to wait for the next time.
+    fn tick(&self) -> Duration {
+        let now = now();
+        let mut pause = GLANCE;
+        let mut shares: HashMap<u64, Rate> = HashMap::new();
+        let mut from = 0;
+        loop {
+            let mut lines = self.lines();
+            if self.is_over() {
+                return pause;
+            }
+            let batch: Vec<u64> = lines.range(from..).take(BATCH).map(|(&at, _)| at).collect();
+            for at in &batch {
+                let Some(line) = lines.get_mut(at) else { continue };
+                for leaving in &line.leaving {
+                    // Who is later than expected is asked now and then.
+                    let left = Duration::from_micros(leaving.expected.saturating_sub(now));
+                    pause = pause.min(left.max(SPACE));
+                }
+                if !line.is_due(now) {
+                    continue;
+                }
+                if !line.socket.is_alive() {
+                    // It was closed in a way that told nobody.
+                    if let (Some(mut line), Some(table)) = (lines.remove(at), TRANSFERS.get()) {
+                        line.finish(now);
+                        line.row.into_iter().for_each(|row| table.release(row));
+                    }
+                    continue;
+                }
+                line.look(now);
+                for shared in line.shares.iter().flatten() {
+                    shares.insert(shared.name, shared.rate);
+                    pause = pause.min(TICK);
+                }
+            }
+            self.count.store(lines.len(), Ordering::Relaxed);
+            drop(lines);
+            match batch.last() {
+                Some(last) if batch.len() == BATCH => from = last + 1,
+                _ => break,
+            }
+        }
+        if !shares.is_empty()
+            && let Some(table) = TRANSFERS.get()
+        {
+            let parts = parts(&shares, &table.claims());
+            for line in self.lines().values_mut() {
+                if self.is_over() {
+                    break;
+                }
+                let part =
+                    line.row.and_then(|row| parts.get(&row)).and_then(|&part| Rate::new(part));
+                if line.shares != [None; KINDS] && part.is_some() && line.socket.is_alive() {
+                    line.part = part;
+                    line.apply();
+                }
+            }
+        }
+        pause
+    }
+}
+
+/// Divides each of the common rates among all who take part in it, in whichever process; who takes part in
+/// two gets the lesser part, and what the other one cannot give him goes to the others.
+fn parts(shares: &HashMap<u64, Rate>, claims: &[Claim]) -> HashMap<Row, u64> {
+    let mut members: HashMap<u64, Vec<&Claim>> = HashMap::new();
+    for claim in claims {
+        for name in claim.shares {
+            if shares.contains_key(&name) {
+                members.entry(name).or_default().push(claim);
+            }
+        }
+    }
+    let mut parts: HashMap<Row, u64> = HashMap::new();
+    // The second round knows what the other shares gave in the first.
+    for _ in 0..2 {
+        let before = std::mem::take(&mut parts);
+        for (name, members) in &members {
+            let Some(&rate) = shares.get(name) else { continue };
+            let least = floor(rate, members.len());
+            let wants: Vec<u64> = members
+                .iter()
+                .map(|claim| {
+                    let is_in_another =
+                        claim.shares.iter().any(|other| *other != 0 && other != name);
+                    let other = before.get(&claim.row).filter(|_| is_in_another);
+                    claim.wants.min(other.copied().unwrap_or(u64::MAX)).max(least).min(claim.most)
+                })
+                .collect();
+            for (claim, part) in members.iter().zip(divide(rate.per_second(), &wants)) {
+                parts
+                    .entry(claim.row)
+                    .and_modify(|known| *known = part.min(*known))
+                    .or_insert(part);
+            }
+        }
+    }
+    parts
+}
+
+/// This process, as the table knows it.
+fn identity() -> Identity {
+    static OWN: OnceLock<Identity> = OnceLock::new();
+    *OWN.get_or_init(process::own_identity)
+}
+
+/// Microseconds of a clock that does not go back.
+pub(crate) fn now() -> u64 {
+    static START: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(START.get_or_init(Instant::now).elapsed().as_micros()).unwrap_or(u64::MAX)
+}
