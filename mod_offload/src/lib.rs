@@ -1,5 +1,5 @@
-//! `mod_offload.so`: redirects downloads from the server that owns the files to offload hosts, and limits
-//! how many of them, and of any other requests, there are at a time.
+//! `mod_offload.so`: redirects downloads from the server that owns the files to offload hosts, limits how
+//! many of them, and of any other requests, there are at a time, and throttles them.
 //!
 //! # The life of a request
 //!
@@ -17,6 +17,13 @@
 //! 5. [`hooks::last_handler`] runs just before httpd's own handler for files. If a host was chosen, and no
 //!    other module has taken the request, it answers 307; else it declines, as if the module were not
 //!    there.
+//!
+//!
+//! Meanwhile, if the section throttles, [`choke`] has put a filter into the response's way
+//! ([`hooks::insert_filter`]): it decides how the response is held, counts what goes by, and switches the
+//! socket's rate in [`pacer`] when the burst is over. The response ends when httpd destroys the request, which
+//! it does when the last byte has been given to the kernel. [`pacer`] has the child's one thread; it divides
+//! rates that connections share, and waits for the last byte to reach the client.
 //!
 //! `ffi` is the fence around everything unsafe; the rest is safe code and knows no pointer.
 #![deny(unsafe_code)]
