@@ -30,7 +30,7 @@ use crate::ffi::server::{Journal, Server};
 use crate::ffi::socket::Socket;
 use crate::hooks::Answer;
 use crate::lease::Lease;
-use crate::pacer::{self, Begin, PACER, Shared, Summary, Switch};
+use crate::pacer::{self, Begin, PACER, Pacer, Shared, Summary, Switch};
 use crate::spool::Spool;
 
 /// More than this, in memory, and httpd makes a worker wait (FlushMaxThreshold, core_filters.c).
@@ -218,7 +218,7 @@ impl Response {
         let has_rate = terms.rate.is_some() || self.shares.get() != [None; KINDS];
         let manner = if !has_rate {
             Manner::Unthrottled
-        } else if !policy.choke_pacing().is_on() {
+        } else if !policy.choke_pacing().is_on() || !Pacer::can_pace(self.socket) {
             Manner::Slept
         } else if is_async(request)
             && !request.is_stream()
@@ -319,6 +319,12 @@ pub(crate) fn write(
 }
 
 impl Response {
+    /// Has files sent in a way that holds no worker: by sendfile where it can be.
+    fn send_files_directly(&self, request: Request<'_>, brigade: Brigade<'_>) {
+        let may_sendfile = !request.is_encrypted() && !request.is_stream();
+        brigade.send_files_directly(request, may_sendfile);
+    }
+
     fn write_burst(
         &self,
         request: Request<'_>,
@@ -329,10 +335,10 @@ impl Response {
         let census = brigade.census();
         if !census.unknown && census.bytes() <= left {
             self.stage.set(Stage::Burst(left - census.bytes()));
-            brigade.send_files_directly(request, self.manner.get() != Manner::Pulled);
+            self.send_files_directly(request, brigade);
             return self.pass(request, output, brigade);
         }
-        brigade.send_files_directly(request, self.manner.get() != Manner::Pulled);
+        self.send_files_directly(request, brigade);
         let rest = self.rest(request)?;
         brigade.split(left, rest)?;
         self.switch_on(request, rest);
@@ -357,7 +363,7 @@ impl Response {
             Manner::Unthrottled => output.pass(brigade),
             Manner::Slept => self.write_and_sleep(request, output, brigade),
             Manner::Paced | Manner::Pulled | Manner::Spooled => {
-                brigade.send_files_directly(request, self.manner.get() != Manner::Pulled);
+                self.send_files_directly(request, brigade);
                 self.pass(request, output, brigade)
             }
         }
@@ -387,6 +393,11 @@ impl Response {
     /// Puts what a generator has made into a file, and a part of the file into the brigade. Whether there is
     /// nothing else to pass on.
     fn spool(&self, request: Request<'_>, brigade: Brigade<'_>) -> Result<bool, Status> {
+        let waits_for_memory = request.is_encrypted() && self.manner.get() != Manner::Pulled;
+        if self.manner.get() == Manner::Slept || waits_for_memory {
+            // It holds its worker anyway.
+            return Ok(false);
+        }
         let most = request.policy().map_or(0, |policy| policy.choke_spool().0.count());
         let census = brigade.census();
         let mut spool = self.spool.borrow_mut();
@@ -410,6 +421,10 @@ impl Response {
             }
         }
         let Some(file) = spool.as_mut() else { return Ok(false) };
+        if census.flushes && file.is_passed_on() && !request.has_output_waiting() {
+            // The client has all that was made so far: what follows is written at once.
+            return Ok(true);
+        }
         let mut is_over = file.is_full(most) || census.file > 0;
         if !is_over {
             // Also a flush without data would have the worker wait.
@@ -429,6 +444,9 @@ impl Response {
             && let Some((start, length)) = file.take_part()
         {
             brigade.put_file(file.as_fd(), start, length, request);
+            if census.flushes && !is_over {
+                brigade.put_nudge();
+            }
         }
         if is_over {
             // There is no more room: what is in the file goes first, and then the rest, by a worker.

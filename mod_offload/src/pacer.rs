@@ -9,6 +9,9 @@
 //! [`close`](Pacer::close) takes before httpd closes one, and only if the descriptor still is the socket
 //! that it was: no rate ever reaches another connection.
 
+mod division;
+mod line;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -17,11 +20,13 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
 use offload_core::ledger::Identity;
-use offload_core::rate::{BURST_QUEUE, Meter, Terms, divide, floor, queue_limit};
-use offload_core::transfers::{Claim, Figures, KINDS, Manner, Row, Transfers};
+use offload_core::rate::{BURST_QUEUE, Meter, Terms};
+use offload_core::transfers::{KINDS, Manner, Transfers};
 use offload_core::units::{Bytes, Rate};
 
-use crate::ffi::server::Journal;
+use self::division::parts;
+pub(crate) use self::line::Summary;
+use self::line::{GLANCE, Leaving, Line, News};
 use crate::ffi::socket::Socket;
 use crate::process;
 
@@ -31,6 +36,7 @@ pub(crate) static TRANSFERS: OnceLock<Transfers<'static>> = OnceLock::new();
 /// This child's connections.
 pub(crate) static PACER: Pacer = Pacer {
     lines: Mutex::new(BTreeMap::new()),
+    telling: Mutex::new(()),
     count: AtomicUsize::new(0),
     wake: Condvar::new(),
     has_thread: AtomicBool::new(false),
@@ -39,14 +45,12 @@ pub(crate) static PACER: Pacer = Pacer {
 
 /// How often shared rates are divided anew.
 const TICK: Duration = Duration::from_millis(200);
-/// How often the figures of the status page are, where nothing is shared.
-const GLANCE: Duration = Duration::from_secs(1);
 /// Two looks are no nearer than this, however often somebody wakes the thread.
 const SPACE: Duration = Duration::from_millis(20);
 /// What a stream of HTTP/2 that has ended may have left in its connection's buffers.
 const STREAM: u64 = 64 << 10;
 /// So many sockets are asked before somebody else gets the lock.
-const BATCH: usize = 128;
+const BATCH: usize = 32;
 
 /// A common rate that a connection takes part in.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -75,6 +79,8 @@ pub(crate) enum Switch {
     On(u64),
     /// What was throttled is over.
     Off(u64),
+    /// A place in the stream, and no more.
+    Nothing,
 }
 
 impl Switch {
@@ -83,165 +89,7 @@ impl Switch {
         match self {
             Self::On(line) => PACER.set_on(line, true),
             Self::Off(line) => PACER.set_on(line, false),
-        }
-    }
-}
-
-/// A connection.
-struct Line {
-    socket: Socket,
-    row: Option<Row>,
-    own: Option<Rate>,
-    shares: [Option<Shared>; KINDS],
-    /// What is divided to it of its shares.
-    part: Option<Rate>,
-    /// What the kernel was told.
-    given: Option<Rate>,
-    is_on: bool,
-    /// Whether the response that begins has a burst: what is in the kernel's queue at its end is paced.
-    has_burst: bool,
-    manner: Manner,
-    is_stream: bool,
-    /// Responses in progress.
-    running: u64,
-    meter: Meter,
-    wants: u64,
-    looked: u64,
-    began: u64,
-    acked_before: u64,
-    /// Of which the last bytes are on their way.
-    leaving: Vec<Leaving>,
-}
-
-/// A response that httpd has done with, and the kernel has not.
-struct Leaving {
-    /// So many bytes will the client have acknowledged when it has got the last one.
-    target: u64,
-    /// When that will be, if the rate holds.
-    expected: u64,
-    summary: Option<Summary>,
-}
-
-/// What is told at the end.
-pub(crate) struct Summary {
-    pub(crate) journal: Journal,
-    pub(crate) path: Vec<u8>,
-    pub(crate) client: Vec<u8>,
-    pub(crate) bytes: u64,
-    pub(crate) began: u64,
-    pub(crate) terms: Terms,
-    pub(crate) manner: Manner,
-    pub(crate) aborted: bool,
-}
-
-impl Summary {
-    fn tell(&self, now: u64) {
-        let micros = now.saturating_sub(self.began).max(1);
-        let rate = Rate::of(Bytes::new(self.bytes), Duration::from_micros(micros));
-        self.journal.note(&format!(
-            "mod_offload: sent {} to {}: {} bytes in {}.{:03} s, {} B/s of {}, burst {}, {}{}",
-            String::from_utf8_lossy(&self.path),
-            String::from_utf8_lossy(&self.client),
-            self.bytes,
-            micros / 1_000_000,
-            micros / 1000 % 1000,
-            rate.map_or(0, Rate::per_second),
-            self.terms.rate.map_or(0, Rate::per_second),
-            self.terms.burst.count(),
-            self.manner.name(),
-            if self.aborted { ", aborted" } else { "" },
-        ));
-    }
-}
-
-impl Line {
-    /// The most that it may carry now.
-    fn allowed(&self) -> Option<Rate> {
-        [self.own, self.part].into_iter().flatten().min()
-    }
-
-    /// Tells the kernel what holds, if that has changed by more than a hundredth.
-    fn apply(&mut self) {
-        let is_paced = self.is_on && !matches!(self.manner, Manner::Slept | Manner::Unthrottled);
-        let wanted = if is_paced { self.allowed() } else { None };
-        let is_near = match (self.given, wanted) {
-            (None, None) => true,
-            (Some(given), Some(wanted)) => {
-                given.per_second().abs_diff(wanted.per_second()) <= wanted.per_second() / 100
-            }
-            _ => false,
-        };
-        if is_near {
-            return;
-        }
-        self.socket.set_queue_limit(wanted.map_or(0, queue_limit));
-        if self.socket.set_rate(wanted) {
-            self.given = wanted;
-        }
-    }
-
-    /// Asks the kernel how it goes, and writes that down for everybody.
-    fn look(&mut self, now: u64) {
-        let Some(sample) = self.socket.sample(now) else { return };
-        let allowed = self.allowed();
-        let given = if self.is_on { allowed } else { None };
-        let own = self.own.map_or(u64::MAX, Rate::per_second);
-        self.wants = self.meter.take(sample, given);
-        self.looked = now;
-        if let (Some(row), Some(table)) = (self.row, TRANSFERS.get()) {
-            let set = if self.manner == Manner::Unthrottled { None } else { allowed };
-            let figures = Figures {
-                set: set.map_or(0, Rate::per_second),
-                now: self.meter.rate(),
-                bytes: sample.acked.saturating_sub(self.acked_before),
-                wants: self.wants,
-                most: own,
-            };
-            table.set_figures(row, figures);
-        }
-        // What a stream has left behind in its connection is not known exactly.
-        let is_drained = self.is_stream && !self.leaving.is_empty() && self.socket.queued() == 0;
-        self.leaving.retain(|leaving| {
-            let has_left = sample.acked >= leaving.target || is_drained;
-            if let (true, Some(summary)) = (has_left, &leaving.summary) {
-                summary.tell(now);
-            }
-            !has_left
-        });
-        self.rest();
-    }
-
-    /// Whether it is time to look.
-    fn is_due(&self, now: u64) -> bool {
-        self.shares != [None; KINDS]
-            || self.leaving.iter().any(|leaving| leaving.expected <= now)
-            || now.saturating_sub(self.looked) >= u64::try_from(GLANCE.as_micros()).unwrap_or(0)
-    }
-
-    /// The connection may be idle now.
-    fn rest(&mut self) {
-        if self.running > 0 || !self.leaving.is_empty() {
-            return;
-        }
-        if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
-            table.release(row);
-        }
-        self.shares = [None; KINDS];
-        self.part = None;
-        if self.is_stream {
-            // No throttled stream is left; the others are to go as fast as they can. A connection of
-            // HTTP/1.1 is switched by what follows on it.
-            self.is_on = false;
-            self.apply();
-        }
-    }
-
-    /// Everything that is on its way is told as if the rate held to the end: nobody will ask any more.
-    fn finish(&mut self, now: u64) {
-        for leaving in self.leaving.drain(..) {
-            if let Some(summary) = leaving.summary {
-                summary.tell(leaving.expected.max(now));
-            }
+            Self::Nothing => {}
         }
     }
 }
@@ -249,6 +97,8 @@ impl Line {
 /// This child's throttled connections.
 pub(crate) struct Pacer {
     lines: Mutex<BTreeMap<u64, Line>>,
+    /// Held while the thread writes to a log.
+    telling: Mutex<()>,
     count: AtomicUsize,
     wake: Condvar,
     has_thread: AtomicBool,
@@ -266,37 +116,31 @@ impl Pacer {
         self.count.load(Ordering::Relaxed) == 0
     }
 
+    /// Whether the kernel can pace; asked once, of a socket that is not throttled yet.
+    pub(crate) fn can_pace(socket: Socket) -> bool {
+        static ANSWER: OnceLock<bool> = OnceLock::new();
+        *ANSWER.get_or_init(|| socket.set_rate(None))
+    }
+
     /// Whether the connection was throttled before.
     pub(crate) fn knows(&self, socket: Socket) -> bool {
-        !self.is_empty() && self.lines().contains_key(&socket.cookie())
+        !self.is_empty() && !self.is_over() && self.lines().contains_key(&socket.cookie())
     }
 
     /// A response begins. The burst, if it has one, goes at full speed; else it is throttled when the switch
     /// is thrown.
     pub(crate) fn begin(&'static self, socket: Socket, response: &Begin) {
-        let now = now();
+        if self.is_over() {
+            return;
+        }
+        let (now, mut news) = (now(), News::new());
         let mut lines = self.lines();
-        let line = lines.entry(socket.cookie()).or_insert_with(|| Line {
-            socket,
-            row: None,
-            own: None,
-            shares: [None; KINDS],
-            part: None,
-            given: None,
-            is_on: false,
-            has_burst: false,
-            manner: response.manner,
-            is_stream: response.is_stream,
-            running: 0,
-            meter: Meter::default(),
-            wants: u64::MAX,
-            looked: 0,
-            began: now,
-            acked_before: 0,
-            leaving: Vec::new(),
-        });
+        let line = lines.entry(socket.cookie()).or_insert_with(|| Line::new(socket, response));
+        if line.closed.is_some() {
+            return;
+        }
         if line.running == 0 {
-            line.finish(now);
+            line.finish(now, &mut news);
             line.began = now;
             line.meter = Meter::default();
             line.own = None;
@@ -333,6 +177,7 @@ impl Pacer {
         let is_awaited = is_shared || lines.len() == 1;
         self.count.store(lines.len(), Ordering::Relaxed);
         drop(lines);
+        tell(&news);
         self.start_thread();
         if is_awaited {
             self.wake.notify_one();
@@ -340,7 +185,10 @@ impl Pacer {
     }
 
     fn set_on(&self, line: u64, is_on: bool) {
-        if let Some(line) = self.lines().get_mut(&line) {
+        if self.is_over() {
+            return;
+        }
+        if let Some(line) = self.lines().get_mut(&line).filter(|line| line.closed.is_none()) {
             line.is_on = is_on;
             line.apply();
             if !is_on && line.has_burst {
@@ -356,6 +204,9 @@ impl Pacer {
 
     /// It is held in another way from here on.
     pub(crate) fn change_manner(&self, socket: Socket, manner: Manner) {
+        if self.is_over() {
+            return;
+        }
         if let Some(line) = self.lines().get_mut(&socket.cookie()) {
             line.manner = manner;
             if manner == Manner::Unthrottled {
@@ -372,15 +223,32 @@ impl Pacer {
 
     /// What the connection may carry now, for who paces it himself.
     pub(crate) fn allowed(&self, socket: Socket) -> Option<Rate> {
+        if self.is_over() {
+            return None;
+        }
         self.lines().get(&socket.cookie()).and_then(Line::allowed)
     }
 
     /// httpd has given the response's last byte to the kernel, or its client is gone.
     pub(crate) fn end(&self, socket: Socket, mut summary: Option<Summary>) {
-        let now = now();
+        if self.is_over() {
+            return;
+        }
+        let (now, mut news) = (now(), News::new());
         let mut lines = self.lines();
         let Some(line) = lines.get_mut(&socket.cookie()) else { return };
         line.running = line.running.saturating_sub(1);
+        if let (Some(summary), Some(closed)) = (&mut summary, line.closed) {
+            // It was cut off by the end of its connection.
+            summary.aborted = true;
+            summary.manner = line.manner;
+            summary.bytes = summary.bytes.min(closed.saturating_sub(line.acked_before));
+        }
+        if line.closed.is_some() {
+            drop(lines);
+            tell(&summary.into_iter().map(|summary| (summary, now)).collect());
+            return;
+        }
         let acked = socket.sample(now).map_or(0, |sample| sample.acked);
         let is_aborted = summary.as_mut().is_some_and(|summary| {
             summary.manner = line.manner;
@@ -393,9 +261,7 @@ impl Pacer {
         let behind = if line.is_stream { STREAM } else { 0 };
         let queued = if is_aborted { 0 } else { socket.queued() + behind };
         if queued == 0 {
-            if let Some(summary) = summary {
-                summary.tell(now);
-            }
+            news.extend(summary.map(|summary| (summary, now)));
         } else {
             let rate = line.given.or_else(|| Rate::new(line.meter.rate()));
             let time = rate.map_or(Duration::ZERO, |rate| rate.time_for(Bytes::new(queued)));
@@ -407,31 +273,32 @@ impl Pacer {
             table.set_streams(row, line.running);
         }
         line.rest();
+        drop(lines);
+        tell(&news);
     }
 
     /// httpd is about to close the connection.
     pub(crate) fn close(&self, socket: Socket) {
-        if self.is_empty() {
+        if self.is_empty() || self.is_over() {
             return;
         }
-        let now = now();
+        let (now, mut news) = (now(), News::new());
         let mut lines = self.lines();
-        if let Some(mut line) = lines.remove(&socket.cookie()) {
-            line.finish(now);
-            if let (Some(row), Some(table)) = (line.row, TRANSFERS.get()) {
-                table.release(row);
-            }
-            self.count.store(lines.len(), Ordering::Relaxed);
+        if let Some(line) = lines.get_mut(&socket.cookie()) {
+            line.finish(now, &mut news);
+            line.close(now);
         }
+        drop(lines);
+        tell(&news);
     }
 
     /// The child ends: the thread is to touch nothing of httpd's any more.
     pub(crate) fn stop(&self) {
         self.is_over.store(true, Ordering::SeqCst);
-        // It works only under the lock. This may run in a signal's handler (prefork), on top of a thread that
-        // has the lock itself: so there is no waiting without an end.
+        // It works only under one of the locks. This may run in a signal's handler (prefork), on top of a
+        // thread that has the lock itself: so there is no waiting without an end, and no locking from now on.
         for _ in 0..50 {
-            if self.lines.try_lock().is_ok() {
+            if self.lines.try_lock().is_ok() && self.telling.try_lock().is_ok() {
                 break;
             }
             thread::sleep(Duration::from_millis(1));
@@ -490,6 +357,7 @@ impl Pacer {
         let mut shares: HashMap<u64, Rate> = HashMap::new();
         let mut from = 0;
         loop {
+            let mut news = News::new();
             let mut lines = self.lines();
             if self.is_over() {
                 return pause;
@@ -506,14 +374,14 @@ impl Pacer {
                     continue;
                 }
                 if !line.socket.is_alive() {
-                    // It was closed in a way that told nobody.
+                    // Perhaps it was closed in a way that told nobody.
                     if let (Some(mut line), Some(table)) = (lines.remove(at), TRANSFERS.get()) {
-                        line.finish(now);
+                        line.finish(now, &mut news);
                         line.row.into_iter().for_each(|row| table.release(row));
                     }
                     continue;
                 }
-                line.look(now);
+                line.look(now, &mut news);
                 for shared in line.shares.iter().flatten() {
                     shares.insert(shared.name, shared.rate);
                     pause = pause.min(TICK);
@@ -521,6 +389,12 @@ impl Pacer {
             }
             self.count.store(lines.len(), Ordering::Relaxed);
             drop(lines);
+            if !news.is_empty() {
+                let _telling = self.telling.lock();
+                if !self.is_over() {
+                    tell(&news);
+                }
+            }
             match batch.last() {
                 Some(last) if batch.len() == BATCH => from = last + 1,
                 _ => break,
@@ -546,42 +420,8 @@ impl Pacer {
     }
 }
 
-/// Divides each of the common rates among all who take part in it, in whichever process; who takes part in
-/// two gets the lesser part, and what the other one cannot give him goes to the others.
-fn parts(shares: &HashMap<u64, Rate>, claims: &[Claim]) -> HashMap<Row, u64> {
-    let mut members: HashMap<u64, Vec<&Claim>> = HashMap::new();
-    for claim in claims {
-        for name in claim.shares {
-            if shares.contains_key(&name) {
-                members.entry(name).or_default().push(claim);
-            }
-        }
-    }
-    let mut parts: HashMap<Row, u64> = HashMap::new();
-    // The second round knows what the other shares gave in the first.
-    for _ in 0..2 {
-        let before = std::mem::take(&mut parts);
-        for (name, members) in &members {
-            let Some(&rate) = shares.get(name) else { continue };
-            let least = floor(rate, members.len());
-            let wants: Vec<u64> = members
-                .iter()
-                .map(|claim| {
-                    let is_in_another =
-                        claim.shares.iter().any(|other| *other != 0 && other != name);
-                    let other = before.get(&claim.row).filter(|_| is_in_another);
-                    claim.wants.min(other.copied().unwrap_or(u64::MAX)).max(least).min(claim.most)
-                })
-                .collect();
-            for (claim, part) in members.iter().zip(divide(rate.per_second(), &wants)) {
-                parts
-                    .entry(claim.row)
-                    .and_modify(|known| *known = part.min(*known))
-                    .or_insert(part);
-            }
-        }
-    }
-    parts
+fn tell(news: &News) {
+    news.iter().for_each(|(summary, ended)| summary.tell(*ended));
 }
 
 /// This process, as the table knows it.

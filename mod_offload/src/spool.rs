@@ -12,6 +12,8 @@ use nix::sys::stat::Mode;
 /// A part is passed on when it is so long, or so old.
 const PART: u64 = 256 << 10;
 const AGE: Duration = Duration::from_millis(100);
+/// Each part costs the request some memory: who flushes all the time gets no more of them.
+const MOST_PARTS: u32 = 4096;
 
 /// The file, which has no name and is gone with this value.
 pub(crate) struct Spool {
@@ -20,6 +22,7 @@ pub(crate) struct Spool {
     /// So much of it has been passed on.
     passed: u64,
     since: Instant,
+    parts: u32,
     is_over: bool,
 }
 
@@ -36,13 +39,19 @@ impl Spool {
             length: 0,
             passed: 0,
             since: Instant::now(),
+            parts: 0,
             is_over: false,
         })
     }
 
     /// Whether there is no room for more, where there may be so many bytes.
     pub(crate) fn is_full(&self, most: u64) -> bool {
-        self.is_over || self.length >= most
+        self.is_over || self.length >= most || self.parts >= MOST_PARTS
+    }
+
+    /// Whether all that is in it has been passed on.
+    pub(crate) fn is_passed_on(&self) -> bool {
+        self.passed == self.length
     }
 
     /// Nothing more goes into it.
@@ -72,6 +81,7 @@ impl Spool {
         let (start, length) = (self.passed, self.length - self.passed);
         self.passed = self.length;
         self.since = Instant::now();
+        self.parts += 1;
         (length > 0).then_some((start, length))
     }
 }

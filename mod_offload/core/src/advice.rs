@@ -30,8 +30,8 @@ pub struct Machine {
 
 /// What a child needs for itself: logs, listeners, pipes, modules.
 const OWN_FILES: u64 = 100;
-/// A download has a socket and a file.
-const FILES_EACH: u64 = 2;
+/// A download has a socket, a file, and mostly a second handle of the file, for sendfile.
+const FILES_EACH: u64 = 3;
 /// What the kernel holds of a paced download, as it was measured.
 const TCP_EACH: u64 = 64 << 10;
 /// As many are thought of at the most: who wants more knows how.

@@ -285,12 +285,22 @@ impl<'b> Brigade<'b> {
 
     /// Puts a switch at its beginning: it is thrown when everything before it has been given to the kernel.
     pub(crate) fn put_switch(self, switch: Switch) {
+        let bucket = self.switch_bucket(switch);
+        // SAFETY: the bucket was made just now; the brigade is live (`borrow`).
+        unsafe { sys::offload_insert_head(self.raw(), bucket) };
+    }
+
+    fn switch_bucket(self, switch: Switch) -> *mut sys::apr_bucket {
         let data = Box::into_raw(Box::new(switch));
         // SAFETY: the brigade's allocator is live; the bucket owns `data`, and `throw` takes it back once.
-        let bucket =
-            unsafe { sys::offload_bucket_make(&raw const SWITCH.0, data.cast(), self.alloc()) };
-        // SAFETY: the bucket was made just now.
-        unsafe { sys::offload_insert_head(self.raw(), bucket) };
+        unsafe { sys::offload_bucket_make(&raw const SWITCH.0, data.cast(), self.alloc()) }
+    }
+
+    /// Puts a bucket without bytes at its end: TLS writes what it would keep back for more.
+    pub(crate) fn put_nudge(self) {
+        let bucket = self.switch_bucket(Switch::Nothing);
+        // SAFETY: the bucket was made just now; the brigade is live (`borrow`).
+        unsafe { sys::offload_insert_tail(self.raw(), bucket) };
     }
 
     /// What is in it is to be written before the call returns.

@@ -215,6 +215,15 @@ impl Pair {
         checked(unsafe { sys::offload_drain(above) })
     }
 
+    /// What is held cannot be sent: half a response must not look like a whole one, neither to the client nor
+    /// in the logs, which are written when the end of the request is destroyed.
+    fn give_up(&self, why: Status) -> Status {
+        // SAFETY: the pair lives in the connection's pool; this thread alone works on it now.
+        unsafe { (*self.connection).aborted = 1 };
+        self.let_go();
+        why
+    }
+
     /// Nothing is held any more, or it is of no use.
     fn let_go(&self) {
         self.is_holding.set(false);
@@ -224,19 +233,17 @@ impl Pair {
     }
 
     fn hold(&self, brigade: Brigade<'_>) -> Result<(), Status> {
-        if self.is_aborted() {
-            brigade.clear();
-            self.let_go();
-            return Err(sys::APR_ECONNABORTED.cast_signed());
-        }
         let is_new = self.held.is_empty();
-        if is_new && !self.is_holding.get() {
-            return self.pass(brigade);
+        let ends = brigade.buckets().any(|bucket| kind(bucket) == Kind::Eoc);
+        if self.is_aborted() || (ends && !is_new) {
+            // The connection ends before the response did: the client is gone, or somebody has lost patience.
+            // Nobody may wait for what is held now. It goes first: an end of the request behind it is the end
+            // of what lies before.
+            let why = self.give_up(sys::APR_ECONNABORTED.cast_signed());
+            brigade.clear();
+            return Err(why);
         }
-        if brigade.buckets().any(|bucket| kind(bucket) == Kind::Eoc) {
-            // The connection ends before the response did: somebody has lost patience. Half a response must
-            // not look like a whole one, and nobody may wait for it now.
-            self.let_go();
+        if is_new && (ends || !self.is_holding.get()) {
             return self.pass(brigade);
         }
         let census = brigade.census();
@@ -250,7 +257,8 @@ impl Pair {
         // SAFETY: both brigades are of this connection, and the pool lives until nothing is held.
         checked(unsafe {
             sys::ap_save_brigade(self.upper.get(), &raw mut held, &raw mut from, self.keeper)
-        })?;
+        })
+        .map_err(|why| self.give_up(why))?;
         if census.flushes || self.held.census().memory > MEMORY {
             return self.release();
         }
@@ -260,16 +268,16 @@ impl Pair {
     /// Passes on all that is held; httpd makes this thread wait where it must.
     fn release(&self) -> Result<(), Status> {
         let ends = self.held.census().closes;
-        let passed = self.pass(self.held);
-        if passed.is_err() || ends {
+        self.pass(self.held).map_err(|why| self.give_up(why))?;
+        if ends {
             self.let_go();
         }
-        passed
+        Ok(())
     }
 
     /// The event MPM has found that the connection can be written to.
     fn feed(&self) -> Result<(), Status> {
-        self.drain().inspect_err(|_| self.let_go())?;
+        self.drain().map_err(|why| self.give_up(why))?;
         self.feed_some()
     }
 
@@ -279,18 +287,15 @@ impl Pair {
                 break;
             }
             // What is behind the piece comes back as what is held.
-            self.held.split(PIECE, self.piece)?;
+            self.held.split(PIECE, self.piece).map_err(|why| self.give_up(why))?;
             let ends = self.held.census().closes;
             let passed = self.pass(self.held);
             self.held.append(self.piece);
-            if let Err(why) = passed {
-                self.let_go();
-                return Err(why);
-            }
+            passed.map_err(|why| self.give_up(why))?;
             if ends && self.held.is_empty() {
                 self.let_go();
             }
-            self.drain().inspect_err(|_| self.let_go())?;
+            self.drain().map_err(|why| self.give_up(why))?;
         }
         if !self.held.is_empty() {
             self.set_full(true);

@@ -161,6 +161,12 @@ impl<'r> Request<'r> {
         unsafe { !(*self.connection()).master.is_null() }
     }
 
+    /// Whether something of what was made for its connection has not been given to the kernel.
+    pub(crate) fn has_output_waiting(self) -> bool {
+        // SAFETY: a request's connection lives longer than the request.
+        unsafe { (*self.connection()).data_in_output_filters != 0 }
+    }
+
     /// Whether TLS lies between here and the connection.
     pub(crate) fn is_encrypted(self) -> bool {
         // SAFETY: a request's connection lives longer than the request.

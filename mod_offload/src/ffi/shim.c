@@ -121,20 +121,27 @@ void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile)
 {
     apr_bucket_file *part = b->data;
     core_dir_config *section = ap_get_core_module_config(r->per_dir_config);
-    apr_file_t *own = NULL;
+    apr_int32_t flags = apr_file_flags_get(part->fd);
+    apr_file_t *alias = NULL, *own = NULL;
     apr_os_file_t descriptor;
 
-    apr_bucket_file_enable_mmap(b, 0);
-    apr_bucket_file_set_buf_size(b, OFFLOAD_READ_SIZE);
-    if (!may_sendfile || section->enable_sendfile == ENABLE_SENDFILE_OFF
-        || apr_file_flags_get(part->fd) & APR_FOPEN_SENDFILE_ENABLED
-        || !apr_pool_is_ancestor(apr_file_pool_get(part->fd), r->pool)) {
+    if (flags & APR_FOPEN_XTHREAD) {
+        /* Others move its place; APR knows how to read it all the same, through a handle of its own. */
         return;
     }
-    /* The flag cannot be set later; a second handle of the same descriptor, which does not close it, has it. */
+    apr_bucket_file_enable_mmap(b, 0);
+    apr_bucket_file_set_buf_size(b, OFFLOAD_READ_SIZE);
+    if (!may_sendfile || section->enable_sendfile == ENABLE_SENDFILE_OFF || flags & APR_FOPEN_SENDFILE_ENABLED) {
+        return;
+    }
+    /*
+     * The flag cannot be set later. A second handle has it, with a descriptor of its own: whoever made the
+     * file may close his as soon as he has passed it on (mod_lua does).
+     */
     if (apr_os_file_get(&descriptor, part->fd) == APR_SUCCESS
-        && apr_os_file_put(&own, &descriptor, APR_FOPEN_READ | APR_FOPEN_BINARY | APR_FOPEN_SENDFILE_ENABLED,
-                           r->pool) == APR_SUCCESS) {
+        && apr_os_file_put(&alias, &descriptor, APR_FOPEN_READ | APR_FOPEN_BINARY | APR_FOPEN_SENDFILE_ENABLED,
+                           r->pool) == APR_SUCCESS
+        && apr_file_dup(&own, alias, r->pool) == APR_SUCCESS) {
         part->fd = own;
     }
 }

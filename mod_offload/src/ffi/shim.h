@@ -67,8 +67,7 @@ int offload_has_unknown_length(const apr_bucket_brigade *bb);
 
 /*
  * Has a file's bytes sent in a way that holds no worker: not through a mapping, which httpd takes for
- * memory, and with sendfile if `may_sendfile`, the section does not forbid it, and the file lives as long
- * as the request.
+ * memory, and with sendfile if `may_sendfile` and the section does not forbid it.
  */
 void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile);
 

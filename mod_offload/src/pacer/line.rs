@@ -1,0 +1,211 @@
+//! One connection that is, or was, throttled.
+
+use std::time::Duration;
+
+use offload_core::rate::{Meter, Terms, queue_limit};
+use offload_core::transfers::{Figures, KINDS, Manner, Row};
+use offload_core::units::{Bytes, Rate};
+
+use super::{Begin, Shared, TRANSFERS};
+use crate::ffi::server::Journal;
+use crate::ffi::socket::Socket;
+
+/// Responses that have ended, with the time when they had. They are told when no lock is held.
+pub(super) type News = Vec<(Summary, u64)>;
+
+/// How often the figures of the status page are, where nothing is shared.
+pub(super) const GLANCE: Duration = Duration::from_secs(1);
+
+/// A connection.
+pub(super) struct Line {
+    pub(super) socket: Socket,
+    pub(super) row: Option<Row>,
+    pub(super) own: Option<Rate>,
+    pub(super) shares: [Option<Shared>; KINDS],
+    /// What is divided to it of its shares.
+    pub(super) part: Option<Rate>,
+    /// What the kernel was told.
+    pub(super) given: Option<Rate>,
+    pub(super) is_on: bool,
+    /// Whether the response that begins has a burst: what is in the kernel's queue at its end is paced.
+    pub(super) has_burst: bool,
+    pub(super) manner: Manner,
+    pub(super) is_stream: bool,
+    /// Responses in progress.
+    pub(super) running: u64,
+    pub(super) meter: Meter,
+    pub(super) wants: u64,
+    pub(super) looked: u64,
+    pub(super) began: u64,
+    pub(super) acked_before: u64,
+    /// Of which the last bytes are on their way.
+    pub(super) leaving: Vec<Leaving>,
+    /// What the client had acknowledged when httpd was about to close the socket. From then on it is not
+    /// touched: the descriptor may be another connection's at any time. The line stays until it is, for what
+    /// ends later, and for streams that begin when it is too late.
+    pub(super) closed: Option<u64>,
+}
+
+/// A response that httpd has done with, and the kernel has not.
+pub(super) struct Leaving {
+    /// So many bytes will the client have acknowledged when it has got the last one.
+    pub(super) target: u64,
+    /// When that will be, if the rate holds.
+    pub(super) expected: u64,
+    pub(super) summary: Option<Summary>,
+}
+
+/// What is told at the end.
+pub(crate) struct Summary {
+    pub(crate) journal: Journal,
+    pub(crate) path: Vec<u8>,
+    pub(crate) client: Vec<u8>,
+    pub(crate) bytes: u64,
+    pub(crate) began: u64,
+    pub(crate) terms: Terms,
+    pub(crate) manner: Manner,
+    pub(crate) aborted: bool,
+}
+
+impl Summary {
+    pub(super) fn tell(&self, now: u64) {
+        let micros = now.saturating_sub(self.began).max(1);
+        let rate = Rate::of(Bytes::new(self.bytes), Duration::from_micros(micros));
+        self.journal.note(&format!(
+            "mod_offload: sent {} to {}: {} bytes in {}.{:03} s, {} B/s of {}, burst {}, {}{}",
+            String::from_utf8_lossy(&self.path),
+            String::from_utf8_lossy(&self.client),
+            self.bytes,
+            micros / 1_000_000,
+            micros / 1000 % 1000,
+            rate.map_or(0, Rate::per_second),
+            self.terms.rate.map_or(0, Rate::per_second),
+            self.terms.burst.count(),
+            self.manner.name(),
+            if self.aborted { ", aborted" } else { "" },
+        ));
+    }
+}
+
+impl Line {
+    /// A connection whose first throttled response begins.
+    pub(super) fn new(socket: Socket, response: &Begin) -> Self {
+        Self {
+            socket,
+            row: None,
+            own: None,
+            shares: [None; KINDS],
+            part: None,
+            given: None,
+            is_on: false,
+            has_burst: false,
+            manner: response.manner,
+            is_stream: response.is_stream,
+            running: 0,
+            meter: Meter::default(),
+            wants: u64::MAX,
+            looked: 0,
+            began: 0,
+            acked_before: 0,
+            leaving: Vec::new(),
+            closed: None,
+        }
+    }
+
+    /// The most that it may carry now.
+    pub(super) fn allowed(&self) -> Option<Rate> {
+        [self.own, self.part].into_iter().flatten().min()
+    }
+
+    /// Tells the kernel what holds, if that has changed by more than a hundredth.
+    pub(super) fn apply(&mut self) {
+        let is_paced = self.is_on && !matches!(self.manner, Manner::Slept | Manner::Unthrottled);
+        let wanted = if is_paced { self.allowed() } else { None };
+        let is_near = match (self.given, wanted) {
+            (None, None) => true,
+            (Some(given), Some(wanted)) => {
+                given.per_second().abs_diff(wanted.per_second()) <= wanted.per_second() / 100
+            }
+            _ => false,
+        };
+        if is_near {
+            return;
+        }
+        self.socket.set_queue_limit(wanted.map_or(0, queue_limit));
+        if self.socket.set_rate(wanted) {
+            self.given = wanted;
+        }
+    }
+
+    /// Asks the kernel how it goes, and writes that down for everybody.
+    pub(super) fn look(&mut self, now: u64, news: &mut News) {
+        self.looked = now;
+        if self.closed.is_some() {
+            return;
+        }
+        let Some(sample) = self.socket.sample(now) else { return };
+        let allowed = self.allowed();
+        let given = if self.is_on { allowed } else { None };
+        let own = self.own.map_or(u64::MAX, Rate::per_second);
+        self.wants = self.meter.take(sample, given);
+        if let (Some(row), Some(table)) = (self.row, TRANSFERS.get()) {
+            let set = if self.manner == Manner::Unthrottled { None } else { allowed };
+            let figures = Figures {
+                set: set.map_or(0, Rate::per_second),
+                now: self.meter.rate(),
+                bytes: sample.acked.saturating_sub(self.acked_before),
+                wants: self.wants,
+                most: own,
+            };
+            table.set_figures(row, figures);
+        }
+        // What a stream has left behind in its connection is not known exactly.
+        let is_drained = self.is_stream && !self.leaving.is_empty() && self.socket.queued() == 0;
+        let gone = |leaving: &mut Leaving| sample.acked >= leaving.target || is_drained;
+        news.extend(
+            self.leaving.extract_if(.., gone).filter_map(|gone| Some((gone.summary?, now))),
+        );
+        self.rest();
+    }
+
+    /// Whether it is time to look.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        self.shares != [None; KINDS]
+            || self.leaving.iter().any(|leaving| leaving.expected <= now)
+            || now.saturating_sub(self.looked) >= u64::try_from(GLANCE.as_micros()).unwrap_or(0)
+    }
+
+    /// The connection may be idle now.
+    pub(super) fn rest(&mut self) {
+        if self.running > 0 || !self.leaving.is_empty() {
+            return;
+        }
+        if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
+            table.release(row);
+        }
+        self.shares = [None; KINDS];
+        self.part = None;
+        if self.is_stream {
+            // No throttled stream is left; the others are to go as fast as they can. A connection of
+            // HTTP/1.1 is switched by what follows on it.
+            self.is_on = false;
+            self.apply();
+        }
+    }
+
+    /// httpd is about to close the socket.
+    pub(super) fn close(&mut self, now: u64) {
+        let acked = self.socket.sample(now).map_or(0, |sample| sample.acked);
+        self.closed = self.closed.or(Some(acked));
+        self.shares = [None; KINDS];
+        if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
+            table.release(row);
+        }
+    }
+
+    /// Everything that is on its way is told as if the rate held to the end: nobody will ask any more.
+    pub(super) fn finish(&mut self, now: u64, news: &mut News) {
+        let all = self.leaving.drain(..);
+        news.extend(all.filter_map(|leaving| Some((leaving.summary?, leaving.expected.max(now)))));
+    }
+}
