@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use offload_core::admission;
 use offload_core::choke::{Overflow, Sharers};
@@ -37,8 +36,6 @@ use crate::spool::Spool;
 const ASYNC: u64 = 64 << 10;
 /// A generator's output is put into a file when it is longer than this.
 const WORTH_A_FILE: u64 = 32 << 10;
-/// Who sleeps writes this often.
-const NAP: Duration = Duration::from_millis(100);
 
 /// A response that is throttled, or that lifts what held for the one before it. It lives as long as the
 /// first of the redirected requests: until the last byte has been given to the kernel.
@@ -59,8 +56,10 @@ pub(crate) struct Response {
     began: Cell<u64>,
     /// What follows behind a boundary.
     rest: Kept,
-    /// When who sleeps may go on.
-    next: Cell<Option<Instant>>,
+    /// No file could be made for what a generator makes.
+    has_no_spool: Cell<bool>,
+    /// The pacer knows of it.
+    is_counted: Cell<bool>,
 }
 
 /// How far the response is.
@@ -77,7 +76,7 @@ enum Stage {
 }
 
 /// The request is about to be answered: puts the filter into its way, if its section throttles, or if its
-/// connection was throttled before.
+/// connection was throttled before. A HEAD has no body that could be throttled, and leaves the connection as it is.
 pub(crate) fn insert_filter(request: Request<'_>) {
     if request.is_subrequest() || request.is_head() {
         return;
@@ -107,7 +106,9 @@ pub(crate) fn before_handler(request: Request<'_>) -> Answer {
     let refuses = request.policy().is_some_and(|policy| {
         policy.choke().is_on() && policy.choke_overflow() == Overflow::Refuse
     });
-    let response = request.first().held_response().filter(|response| response.is_throttled.get());
+    let response = request.first().held_response();
+    let response =
+        response.filter(|response| response.stage.get() == Stage::New && response.has_rate());
     let may_refuse = refuses && !request.is_subrequest() && request.is_fine();
     let (true, Some(response)) = (may_refuse, response) else {
         return Answer::Declined;
@@ -139,7 +140,8 @@ impl Response {
             spool: RefCell::new(None),
             began: Cell::new(0),
             rest: Kept::default(),
-            next: Cell::new(None),
+            has_no_spool: Cell::new(false),
+            is_counted: Cell::new(false),
         }
     }
 
@@ -152,7 +154,7 @@ impl Response {
         let terms = Terms::of(
             policy,
             |name| request.variable(name),
-            |name, why| complain(request, name, &why),
+            |name, why| complain(request, name, &format!("{why}; the variable is ignored")),
         );
         let shares = shares(request);
         self.terms.set(terms);
@@ -161,6 +163,12 @@ impl Response {
         let is_told = policy.choke_summary().is_on();
         self.journal.set(request.server().filter(|_| is_told).map(Server::journal));
         self.is_throttled.set(has_rate || is_told);
+    }
+
+    /// Whether it has a rate, or a part of one.
+    fn has_rate(&self) -> bool {
+        self.is_throttled.get()
+            && (self.terms.get().rate.is_some() || self.shares.get() != [None; KINDS])
     }
 
     /// Whether the whole response holds a worker, whatever it is made of.
@@ -214,8 +222,7 @@ impl Response {
             }
             return;
         };
-        let terms = self.terms.get();
-        let has_rate = terms.rate.is_some() || self.shares.get() != [None; KINDS];
+        let (terms, has_rate) = (self.terms.get(), self.has_rate());
         let manner = if !has_rate {
             Manner::Unthrottled
         } else if !policy.choke_pacing().is_on() || !Pacer::can_pace(self.socket) {
@@ -232,6 +239,7 @@ impl Response {
         };
         self.manner.set(manner);
         self.began.set(pacer::now());
+        self.is_counted.set(true);
         PACER.begin(
             self.socket,
             &Begin {
@@ -341,16 +349,42 @@ impl Response {
         self.send_files_directly(request, brigade);
         let rest = self.rest(request)?;
         brigade.split(left, rest)?;
-        self.switch_on(request, rest);
-        // Pulled, both are held and fed in turn; else the burst is written now, and then the rest.
-        if self.manner.get() == Manner::Slept {
-            output.pass(brigade)?;
-            brigade.clear();
-            brigade.append(rest);
-        } else {
-            brigade.append(rest);
-        }
+        // What lies in the spool belongs to the burst.
+        self.put_spooled(request, brigade);
+        self.pass_all(request, output, brigade)?;
+        // The switch goes by itself, so that nothing of what follows comes before it.
+        self.switch_on(request, brigade);
+        self.pass_all(request, output, brigade)?;
+        brigade.append(rest);
         self.write_throttled(request, output, brigade)
+    }
+
+    /// Passes a brigade on, and leaves it empty for more.
+    fn pass_all(
+        &self,
+        request: Request<'_>,
+        output: Output<'_>,
+        brigade: Brigade<'_>,
+    ) -> Result<(), Status> {
+        if brigade.is_empty() {
+            return Ok(());
+        }
+        let passed = output.pass(brigade);
+        brigade.clear();
+        if passed.is_err() {
+            // It may have lost what it points to when somebody looks again.
+            self.rest(request)?.clear();
+        }
+        passed
+    }
+
+    /// Puts what was spooled and not passed on at the brigade's beginning.
+    fn put_spooled(&self, request: Request<'_>, brigade: Brigade<'_>) {
+        if let Some(file) = self.spool.borrow_mut().as_mut()
+            && let Some((start, length)) = file.take_part()
+        {
+            brigade.put_file(file.as_fd(), start, length, request);
+        }
     }
 
     fn write_throttled(
@@ -384,7 +418,9 @@ impl Response {
         if self.spool(request, brigade)? {
             return if brigade.is_empty() { Ok(()) } else { output.pass(brigade) };
         }
-        let is_memory = self.manner.get() != Manner::Pulled && request.is_encrypted();
+        // A flush behind a file has the worker wait for all of it.
+        let is_encrypted = self.manner.get() != Manner::Pulled && request.is_encrypted();
+        let is_memory = census.flushes || is_encrypted;
         let waits = census.memory + if is_memory { census.file } else { 0 };
         self.count_blocking(request, if census.unknown { ASYNC + 1 } else { waits });
         output.pass(brigade)
@@ -402,7 +438,8 @@ impl Response {
         let census = brigade.census();
         let mut spool = self.spool.borrow_mut();
         let so_far = self.blocking.get().saturating_add(census.memory);
-        if spool.is_none() && most > 0 && (so_far > WORTH_A_FILE || census.unknown) {
+        let is_wanted = most > 0 && !self.has_no_spool.get();
+        if spool.is_none() && is_wanted && (so_far > WORTH_A_FILE || census.unknown) {
             match Spool::create() {
                 Ok(made) => {
                     PACER.change_manner(self.socket, Manner::Spooled);
@@ -412,9 +449,11 @@ impl Response {
                     *spool = Some(made);
                 }
                 Err(why) => {
-                    request.log(
-                        Level::Warning,
-                        &format!("mod_offload: ChokeSpool: no file can be made: {why}"),
+                    self.has_no_spool.set(true);
+                    complain(
+                        request,
+                        "ChokeSpool",
+                        &format!("ChokeSpool: no file can be made: {why}"),
                     );
                     return Ok(false);
                 }
@@ -464,23 +503,15 @@ impl Response {
     ) -> Result<(), Status> {
         let rest = self.rest(request)?;
         loop {
-            let Some(rate) = PACER.allowed(self.socket) else { return output.pass(brigade) };
-            let slice = rate.bytes_in(NAP).count().max(1);
+            let Some(slice) = PACER.slice(self.socket) else { return output.pass(brigade) };
             brigade.split(slice, rest)?;
             let bytes = brigade.census().bytes();
-            let is_last = rest.is_empty();
             if bytes > 0 {
-                if let Some(next) = self.next.get() {
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
-                }
+                thread::sleep(PACER.reserve(self.socket, bytes));
                 brigade.put_flush();
-                let now = Instant::now();
-                let begin = self.next.get().map_or(now, |next| next.max(now - NAP));
-                self.next.set(Some(begin + rate.time_for(Bytes::new(bytes))));
             }
-            output.pass(brigade)?;
-            brigade.clear();
-            if is_last {
+            self.pass_all(request, output, brigade)?;
+            if rest.is_empty() {
                 return Ok(());
             }
             brigade.append(rest);
@@ -489,7 +520,7 @@ impl Response {
 
     /// The request ends: its last byte has been given to the kernel, or its client is gone.
     pub(crate) fn end(&self, request: Request<'_>, is_aborted: bool) {
-        if !self.is_throttled.get() || matches!(self.stage.get(), Stage::New) {
+        if !self.is_counted.get() {
             return;
         }
         // The request's section may be gone by now.
@@ -538,13 +569,13 @@ fn shares(request: Request<'_>) -> [Option<Shared>; KINDS] {
     shares
 }
 
-/// Says once in each child that a variable's value is none.
+/// Says once in each child what is wrong with something that the configuration names.
 fn complain(request: Request<'_>, name: &str, why: &str) {
     static SAID: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
     // The names come from the configuration: there are few.
     let is_new = SAID.lock().is_ok_and(|mut said| said.insert(name.to_owned()));
     if is_new {
-        request.log(Level::Warning, &format!("mod_offload: {why}; the variable is ignored"));
+        request.log(Level::Warning, &format!("mod_offload: {why}"));
     }
 }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use offload_core::ledger::Identity;
 use offload_core::rate::{BURST_QUEUE, Meter, Terms};
-use offload_core::transfers::{KINDS, Manner, Transfers};
+use offload_core::transfers::{KINDS, Manner, Row, Transfers};
 use offload_core::units::{Bytes, Rate};
 
 use self::division::parts;
@@ -47,6 +47,8 @@ pub(crate) static PACER: Pacer = Pacer {
 const TICK: Duration = Duration::from_millis(200);
 /// Two looks are no nearer than this, however often somebody wakes the thread.
 const SPACE: Duration = Duration::from_millis(20);
+/// Who sleeps writes this often.
+const NAP: Duration = Duration::from_millis(100);
 /// What a stream of HTTP/2 that has ended may have left in its connection's buffers.
 const STREAM: u64 = 64 << 10;
 /// So many sockets are asked before somebody else gets the lock.
@@ -191,7 +193,8 @@ impl Pacer {
         if let Some(line) = self.lines().get_mut(&line).filter(|line| line.closed.is_none()) {
             line.is_on = is_on;
             line.apply();
-            if !is_on && line.has_burst {
+            line.has_burst &= !is_on && line.running > 0;
+            if line.has_burst {
                 line.socket.set_queue_limit(BURST_QUEUE);
             }
         }
@@ -221,12 +224,24 @@ impl Pacer {
         }
     }
 
-    /// What the connection may carry now, for who paces it himself.
-    pub(crate) fn allowed(&self, socket: Socket) -> Option<Rate> {
+    /// How many bytes whoever paces the connection himself writes at a time; `None`: all, it is not throttled.
+    pub(crate) fn slice(&self, socket: Socket) -> Option<u64> {
         if self.is_over() {
             return None;
         }
-        self.lines().get(&socket.cookie()).and_then(Line::allowed)
+        let rate = self.lines().get(&socket.cookie()).and_then(Line::allowed)?;
+        Some(rate.bytes_in(NAP).count().max(1))
+    }
+
+    /// So many bytes are about to be written on the connection: how long to wait before. Its streams have one
+    /// clock.
+    pub(crate) fn reserve(&self, socket: Socket, bytes: u64) -> Duration {
+        if self.is_over() {
+            return Duration::ZERO;
+        }
+        let mut lines = self.lines();
+        let line = lines.get_mut(&socket.cookie());
+        line.map_or(Duration::ZERO, |line| line.reserve(now(), bytes))
     }
 
     /// httpd has given the response's last byte to the kernel, or its client is gone.
@@ -244,7 +259,7 @@ impl Pacer {
             summary.manner = line.manner;
             summary.bytes = summary.bytes.min(closed.saturating_sub(line.acked_before));
         }
-        if line.closed.is_some() {
+        if line.closed.is_some() || !socket.is_alive() {
             drop(lines);
             tell(&summary.into_iter().map(|summary| (summary, now)).collect());
             return;
@@ -266,7 +281,12 @@ impl Pacer {
             let rate = line.given.or_else(|| Rate::new(line.meter.rate()));
             let time = rate.map_or(Duration::ZERO, |rate| rate.time_for(Bytes::new(queued)));
             let expected = now + u64::try_from(time.as_micros()).unwrap_or(0);
-            line.leaving.push(Leaving { target: acked + queued, expected, summary });
+            line.leaving.push(Leaving {
+                target: acked + queued,
+                promised: expected,
+                expected,
+                summary,
+            });
             self.wake.notify_one();
         }
         if let (Some(row), Some(table), true) = (line.row, TRANSFERS.get(), line.running > 0) {
@@ -403,11 +423,22 @@ impl Pacer {
         if !shares.is_empty()
             && let Some(table) = TRANSFERS.get()
         {
-            let parts = parts(&shares, &table.claims());
-            for line in self.lines().values_mut() {
-                if self.is_over() {
-                    break;
-                }
+            self.give(&parts(&shares, &table.claims()));
+        }
+        pause
+    }
+
+    /// Gives each connection its part of what is shared.
+    fn give(&self, parts: &HashMap<Row, u64>) {
+        let mut from = 0;
+        loop {
+            let mut lines = self.lines();
+            if self.is_over() {
+                return;
+            }
+            let mut last = None;
+            for (&at, line) in lines.range_mut(from..).take(BATCH) {
+                last = Some(at);
                 let part =
                     line.row.and_then(|row| parts.get(&row)).and_then(|&part| Rate::new(part));
                 if line.shares != [None; KINDS] && part.is_some() && line.socket.is_alive() {
@@ -415,8 +446,9 @@ impl Pacer {
                     line.apply();
                 }
             }
+            let Some(last) = last else { return };
+            from = last + 1;
         }
-        pause
     }
 }
 

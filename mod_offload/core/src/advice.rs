@@ -40,7 +40,8 @@ const ENOUGH: u64 = 10_000;
 impl Machine {
     /// How many connections all children together have at the most before new ones wait.
     fn capacity(&self, factor: u64) -> u64 {
-        self.children * (self.threads + self.threads * factor / 100)
+        let each = self.threads.saturating_mul(factor) / 100;
+        self.children.saturating_mul(self.threads.saturating_add(each))
     }
 
     /// What the administrator should be told, each with the number to set.
@@ -50,7 +51,8 @@ impl Machine {
         if self.children == 0 || self.threads == 0 {
             return advice;
         }
-        let by_files = self.children * (self.files.saturating_sub(OWN_FILES) / FILES_EACH);
+        let by_files =
+            self.children.saturating_mul(self.files.saturating_sub(OWN_FILES) / FILES_EACH);
         let could = by_files.min(self.tcp_memory / TCP_EACH).min(ENOUGH);
         let capacity = self.capacity(factor);
         // A little more would not be worth a word.
@@ -64,7 +66,8 @@ impl Machine {
             ));
         }
         let capacity = capacity.max(could.min(ENOUGH));
-        let files = OWN_FILES + FILES_EACH * capacity.min(self.capacity(factor)) / self.children;
+        let each = FILES_EACH * capacity.min(self.capacity(factor)).min(ENOUGH) / self.children;
+        let files = OWN_FILES + each;
         if self.files < files {
             advice.push(format!(
                 "a child may have {} files open, and its downloads may need {files}: set ulimit -n {files}",
@@ -139,6 +142,7 @@ mod tests {
 
     #[test]
     fn a_low_file_limit_is_told_and_lowers_what_is_possible() {
+        assert!(Machine { files: u64::MAX, tcp_memory: u64::MAX, ..MACHINE }.advice().len() == 2);
         let few = Machine { factor: Some(6400), files: 1024, backlog: 4096, ..MACHINE };
         let advice = few.advice();
         assert!(advice.len() == 1 && advice[0].contains("ulimit -n"), "{advice:?}");
@@ -149,7 +153,7 @@ mod tests {
     #[test]
     fn what_is_told_is_enough() {
         for files in [1024, 4096, 65_536] {
-            for threads in [1, 16, 25, 64] {
+            for threads in [1, 16, 25, 64, u64::MAX / 1000] {
                 let mut machine = Machine { files, threads, ..MACHINE };
                 for _ in 0..3 {
                     for sentence in machine.advice() {

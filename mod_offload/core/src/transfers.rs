@@ -8,6 +8,9 @@
 //! Texts are read without a lock: a version is odd while its owner writes, and who finds it changed reads
 //! again (a sequence lock: Boehm, Can Seqlocks Get Along With Programming Language Memory Models?, 2012).
 //! Nothing is decided by a text. The figures are single words.
+//!
+//! Each row has a bit that says that it is taken. It is only a hint, so that a free one is found fast: who
+//! finds a bit wrong puts it right.
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
@@ -16,14 +19,16 @@ use crate::ledger::Identity;
 
 /// Words of a row.
 const ROW: usize = 64;
-/// Words before the rows: what it is, how many rows, the first that may be free, the last ever used + 1.
+/// Words at the beginning: what it is, how many rows, the last ever used + 1. A bit for each row follows,
+/// then the rows.
 const HEAD: usize = 8;
 /// What a table begins with: `transfr` and the number of the layout.
-const MAGIC: u64 = u64::from_be_bytes(*b"transfr\x01");
+const MAGIC: u64 = u64::from_be_bytes(*b"transfr\x02");
 
 const CAPACITY: usize = 1;
-const FIRST_FREE: usize = 2;
-const USED: usize = 3;
+const USED: usize = 2;
+/// Rows of a word of bits.
+const BITS: usize = 64;
 
 const OWNER: usize = 0;
 const VERSION: usize = 1;
@@ -88,6 +93,7 @@ impl Manner {
 #[derive(Clone, Copy, Debug)]
 pub struct Transfers<'a> {
     words: &'a [AtomicU64],
+    rows: usize,
 }
 
 /// A row that its process owns.
@@ -140,24 +146,49 @@ pub struct Claim {
 impl<'a> Transfers<'a> {
     /// How many words a table of so many rows needs.
     pub fn words_needed(rows: usize) -> usize {
-        HEAD + rows * ROW
+        HEAD + rows.div_ceil(BITS) + rows * ROW
     }
 
     /// A table over words that are zero, or that have been one. `None` if they are something else.
     pub fn open(words: &'a [AtomicU64]) -> Option<Self> {
-        let rows = words.len().checked_sub(HEAD)? / ROW;
+        let rows = words.len().checked_sub(HEAD)? * BITS / (BITS * ROW + 1);
         if words[0].load(Acquire) == 0 {
             words[CAPACITY].store(rows as u64, Relaxed);
             words[0].store(MAGIC, Release);
         }
         let is_ours =
             words[0].load(Acquire) == MAGIC && words[CAPACITY].load(Relaxed) == rows as u64;
-        is_ours.then_some(Self { words })
+        is_ours.then_some(Self { words, rows })
     }
 
     fn row(&self, row: usize) -> Option<&'a [AtomicU64]> {
-        let start = HEAD + row.checked_mul(ROW)?;
+        let start = HEAD + self.rows.div_ceil(BITS) + row.checked_mul(ROW)?;
         self.words.get(start..start + ROW)
+    }
+
+    /// The bits of the rows from `64 * word` on.
+    fn bits(&self, word: usize) -> Option<&'a AtomicU64> {
+        self.words.get(HEAD + word).filter(|_| word < self.rows.div_ceil(BITS))
+    }
+
+    fn set_bit(&self, row: usize, taken: bool) {
+        let bit = 1 << (row % BITS);
+        if let Some(bits) = self.bits(row / BITS) {
+            let _ = if taken { bits.fetch_or(bit, Relaxed) } else { bits.fetch_and(!bit, Relaxed) };
+        }
+    }
+
+    /// The rows whose bits say that they are free, the lowest first.
+    fn free(&self) -> impl Iterator<Item = usize> + use<'a> {
+        let table = *self;
+        let words = (0..self.rows.div_ceil(BITS)).filter_map(move |word| {
+            let free = !table.bits(word)?.load(Relaxed);
+            (free != 0).then_some((word, free))
+        });
+        let rows = words.flat_map(|(word, free)| {
+            (0..BITS).filter(move |bit| free >> bit & 1 == 1).map(move |bit| word * BITS + bit)
+        });
+        rows.take_while(move |&row| row < table.rows)
     }
 
     /// The rows that have ever been used.
@@ -169,19 +200,14 @@ impl<'a> Transfers<'a> {
 
     /// Claims a row for the process; `None` if the table is full.
     pub fn claim(&self, owner: Identity, client: &[u8], path: &[u8]) -> Option<Row> {
-        let first = usize::try_from(self.words[FIRST_FREE].load(Relaxed)).unwrap_or(0);
-        let rows = self.words.len() / ROW;
-        // Before the first one there may be one after all: see below.
-        for at in (first..rows).chain(0..first) {
+        for at in self.free() {
             let Some(row) = self.row(at) else { continue };
             let is_free = row[OWNER].load(Relaxed) == 0
                 && row[OWNER].compare_exchange(0, owner.number(), AcqRel, Relaxed).is_ok();
+            self.set_bit(at, true);
             if !is_free {
                 continue;
             }
-            let next = at as u64 + 1;
-            // A hint: a row that was given back since then may lie before it.
-            let _ = self.words[FIRST_FREE].compare_exchange(first as u64, next, Relaxed, Relaxed);
             self.write(Row(at), |row| {
                 row[SET..TEXTS].iter().for_each(|word| word.store(0, Relaxed));
                 row[STREAMS].store(1, Relaxed);
@@ -191,7 +217,7 @@ impl<'a> Transfers<'a> {
                 write_text(&row[PATH..], path);
             });
             // From now on others look at it.
-            self.words[USED].fetch_max(next, Release);
+            self.words[USED].fetch_max(at as u64 + 1, Release);
             return Some(Row(at));
         }
         None
@@ -250,19 +276,28 @@ impl<'a> Transfers<'a> {
         let Some(row) = self.row(at) else { return };
         row[SHARES..TEXTS].iter().for_each(|word| word.store(0, Relaxed));
         row[OWNER].store(0, Release);
-        self.words[FIRST_FREE].fetch_min(at as u64, Relaxed);
+        self.set_bit(at, false);
     }
 
-    /// Gives back the rows of those who are dead; how many there were.
+    /// Gives back the rows of those who are dead; how many there were. Each owner is asked about once.
     pub fn reclaim(&self, is_dead: impl Fn(Identity) -> bool) -> u64 {
         let mut rows = 0;
+        let mut known: Vec<(u64, bool)> = Vec::new();
         for (Row(at), row) in self.used() {
             let owner = row[OWNER].load(Acquire);
-            if owner != 0
-                && is_dead(Identity::of_number(owner))
-                && row[OWNER].compare_exchange(owner, 0, AcqRel, Relaxed).is_ok()
-            {
-                self.words[FIRST_FREE].fetch_min(at as u64, Relaxed);
+            if owner == 0 {
+                // Somebody may have died between the two steps of a release.
+                self.set_bit(at, false);
+                continue;
+            }
+            let answer = known.iter().find(|(known, _)| *known == owner).map(|&(_, answer)| answer);
+            let is_dead = answer.unwrap_or_else(|| {
+                let answer = is_dead(Identity::of_number(owner));
+                known.push((owner, answer));
+                answer
+            });
+            if is_dead && row[OWNER].compare_exchange(owner, 0, AcqRel, Relaxed).is_ok() {
+                self.set_bit(at, false);
                 rows += 1;
             }
         }
@@ -391,6 +426,22 @@ mod tests {
         assert_eq!(table.reclaim(|owner| owner == process(2)), 3);
         assert_eq!(table.list().len(), 2);
         assert_eq!(table.claim(process(3), b"", b""), Some(Row(1)));
+    }
+
+    #[test]
+    fn a_wrong_bit_is_put_right() {
+        let words = words(70);
+        let table = Transfers::open(&words).unwrap();
+        for at in 0..70 {
+            assert_eq!(table.claim(process(1), b"", b""), Some(Row(at)));
+        }
+        // A process died after it had taken a row, and another one after it had given one back.
+        table.set_bit(3, false);
+        assert_eq!(table.claim(process(1), b"", b""), None);
+        table.row(65).unwrap()[OWNER].store(0, Relaxed);
+        assert_eq!(table.claim(process(1), b"", b""), None);
+        table.reclaim(|_| false);
+        assert_eq!(table.claim(process(1), b"", b""), Some(Row(65)));
     }
 
     #[test]

@@ -331,17 +331,10 @@ unsafe extern "C" fn post_config(
 }
 
 unsafe extern "C" fn child_init(pool: *mut sys::apr_pool_t, server: *mut sys::server_rec) {
-    /// Dropped when the child ends.
-    struct Ending;
-    impl Drop for Ending {
-        fn drop(&mut self) {
-            hooks::child_ends();
-        }
-    }
     guard((), report_start, || {
         // SAFETY: httpd passes the child's pool, which lives as long as the child.
         if let Some(pool) = unsafe { Pool::borrow(pool) } {
-            pool.own(Ending);
+            pool.before_its_end(hooks::child_ends);
         }
         // SAFETY: httpd passes the main server, which lives as long as the child.
         if let Some(server) = unsafe { Server::borrow(server) } {

@@ -47,6 +47,15 @@ impl Pool {
         place
     }
 
+    /// Has a function called before anything of the pool is given back, the pools in it included.
+    pub(super) fn before_its_end(self, call: fn()) {
+        let place: *const fn() = self.own(call);
+        // SAFETY: the pool is live (`borrow`); the function lies in it, and is there until after the call.
+        unsafe {
+            sys::apr_pool_pre_cleanup_register(self.raw(), place.cast(), Some(call_back));
+        }
+    }
+
     /// The parts, one after the other, in the pool, with a NUL at the end. C sees them up to the first
     /// NUL in them, of which there should be none.
     pub(super) fn string(self, parts: &[&str]) -> *const c_char {
@@ -90,6 +99,20 @@ unsafe extern "C" fn give_back<T>(value: *mut c_void) -> sys::apr_status_t {
             // SAFETY: `own` registered this clean-up with a T that it wrote there, and APR runs a clean-up
             // once.
             unsafe { value.cast::<T>().drop_in_place() };
+            success
+        },
+    )
+}
+
+unsafe extern "C" fn call_back(place: *mut c_void) -> sys::apr_status_t {
+    let success = sys::APR_SUCCESS.cast_signed();
+    guard(
+        success,
+        |_| {},
+        || {
+            // SAFETY: `before_its_end` registered this with a function that lies in the pool.
+            let call = unsafe { place.cast::<fn()>().read() };
+            call();
             success
         },
     )

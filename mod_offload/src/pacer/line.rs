@@ -6,7 +6,7 @@ use offload_core::rate::{Meter, Terms, queue_limit};
 use offload_core::transfers::{Figures, KINDS, Manner, Row};
 use offload_core::units::{Bytes, Rate};
 
-use super::{Begin, Shared, TRANSFERS};
+use super::{Begin, NAP, SPACE, Shared, TRANSFERS};
 use crate::ffi::server::Journal;
 use crate::ffi::socket::Socket;
 
@@ -35,6 +35,8 @@ pub(super) struct Line {
     pub(super) running: u64,
     pub(super) meter: Meter,
     pub(super) wants: u64,
+    /// When the next bytes may go, if whoever writes them sleeps.
+    pub(super) next: u64,
     pub(super) looked: u64,
     pub(super) began: u64,
     pub(super) acked_before: u64,
@@ -51,6 +53,8 @@ pub(super) struct Leaving {
     /// So many bytes will the client have acknowledged when it has got the last one.
     pub(super) target: u64,
     /// When that will be, if the rate holds.
+    pub(super) promised: u64,
+    /// When to ask.
     pub(super) expected: u64,
     pub(super) summary: Option<Summary>,
 }
@@ -104,6 +108,7 @@ impl Line {
             running: 0,
             meter: Meter::default(),
             wants: u64::MAX,
+            next: 0,
             looked: 0,
             began: 0,
             acked_before: 0,
@@ -165,14 +170,27 @@ impl Line {
         news.extend(
             self.leaving.extract_if(.., gone).filter_map(|gone| Some((gone.summary?, now))),
         );
+        for late in &mut self.leaving {
+            // Who is later than expected is asked less and less often.
+            let wait = now.saturating_sub(late.promised).clamp(micros(SPACE), micros(GLANCE));
+            late.expected = late.expected.max(now + wait);
+        }
         self.rest();
+    }
+
+    /// So many bytes are about to be written: how long to wait before. Who is late makes up for it a little.
+    pub(super) fn reserve(&mut self, now: u64, bytes: u64) -> Duration {
+        let Some(rate) = self.allowed() else { return Duration::ZERO };
+        let begin = self.next.max(now.saturating_sub(micros(NAP)));
+        self.next = begin + micros(rate.time_for(Bytes::new(bytes)));
+        Duration::from_micros(begin.saturating_sub(now))
     }
 
     /// Whether it is time to look.
     pub(super) fn is_due(&self, now: u64) -> bool {
         self.shares != [None; KINDS]
             || self.leaving.iter().any(|leaving| leaving.expected <= now)
-            || now.saturating_sub(self.looked) >= u64::try_from(GLANCE.as_micros()).unwrap_or(0)
+            || now.saturating_sub(self.looked) >= micros(GLANCE)
     }
 
     /// The connection may be idle now.
@@ -206,6 +224,10 @@ impl Line {
     /// Everything that is on its way is told as if the rate held to the end: nobody will ask any more.
     pub(super) fn finish(&mut self, now: u64, news: &mut News) {
         let all = self.leaving.drain(..);
-        news.extend(all.filter_map(|leaving| Some((leaving.summary?, leaving.expected.max(now)))));
+        news.extend(all.filter_map(|leaving| Some((leaving.summary?, leaving.promised.max(now)))));
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
