@@ -1,7 +1,7 @@
 //! Throttling: what holds for a response, and how it is held to it.
 //!
 //! A filter counts what goes by, and puts a switch into the stream where the burst ends: when everything
-//! before it has been given to the kernel, the socket is paced ([`pacer`](crate::pacer)). A file goes
+//! before it has been given to the kernel, the socket is paced ([`pacer`]). A file goes
 //! without a worker then: on a plain connection by httpd's own asynchronous writing, with TLS by the pair of
 //! filters that encrypts as the client takes it, and what a script makes through a temporary file, if the
 //! administrator allows one. What holds a worker all the same counts under `ChokeMaxHeld`.
