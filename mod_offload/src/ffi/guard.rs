@@ -1,5 +1,6 @@
 //! Panics stop here: one request fails, one line is logged, the child lives on.
 
+use std::any::Any;
 use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::panic::{self, AssertUnwindSafe, PanicHookInfo};
@@ -34,18 +35,26 @@ fn remember(info: &PanicHookInfo<'_>) {
 
 /// Runs the body of an `extern "C"` function. If it panics, `report` is given one line for the log and
 /// `fallback` is returned: what httpd understands as a failure of this call only.
+#[inline]
 pub(crate) fn guard<T>(fallback: T, report: impl FnOnce(&str), body: impl FnOnce() -> T) -> T {
     // Nothing that the body borrowed is looked at after a panic: it belongs to a request that ends.
     match panic::catch_unwind(AssertUnwindSafe(body)) {
         Ok(value) => value,
         Err(payload) => {
-            let line = LAST.try_with(|last| last.try_borrow_mut().ok()?.take()).ok().flatten();
-            // Neither a failing log nor a payload whose Drop panics may unwind into C.
-            let _ = panic::catch_unwind(AssertUnwindSafe(|| {
-                report(line.as_deref().unwrap_or("mod_offload: internal error"));
-            }));
-            std::mem::forget(payload);
+            caught(payload, report);
             fallback
         }
     }
+}
+
+/// Out of the way of all the calls that do not panic.
+#[cold]
+#[inline(never)]
+fn caught(payload: Box<dyn Any + Send>, report: impl FnOnce(&str)) {
+    let line = LAST.try_with(|last| last.try_borrow_mut().ok()?.take()).ok().flatten();
+    // Neither a failing log nor a payload whose Drop panics may unwind into C.
+    let _ = panic::catch_unwind(AssertUnwindSafe(|| {
+        report(line.as_deref().unwrap_or("mod_offload: internal error"));
+    }));
+    std::mem::forget(payload);
 }

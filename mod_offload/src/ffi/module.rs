@@ -28,6 +28,7 @@ unsafe impl Sync for Record {}
 
 impl Record {
     /// Under which number httpd knows the module.
+    #[inline]
     pub(super) fn index(&self) -> c_int {
         // SAFETY: nothing of ours runs while httpd writes into the record.
         unsafe { (*self.0.get()).module_index }
@@ -98,7 +99,8 @@ pub(super) unsafe fn config<'a, T>(vector: *mut sys::ap_conf_vector_t) -> Option
 /// # Safety
 /// `vector` is a live vector of httpd.
 pub(super) unsafe fn entry(vector: *mut sys::ap_conf_vector_t) -> *mut c_void {
-    let index = usize::try_from(offload_module.index()).unwrap_or(0);
+    // It is no longer negative when httpd makes the first vector.
+    let index = offload_module.index().cast_unsigned() as usize;
     // SAFETY: the caller promises the vector, which is an array with an entry for each module: it is read
     // as httpd's own macro ap_get_module_config does it (http_config.h).
     let entry = unsafe { vector.cast::<*mut c_void>().add(index) };
@@ -265,10 +267,15 @@ unsafe extern "C" fn merge_dir_config(
             // httpd makes a record for every section around a directive of ours; most say nothing.
             (_, Some(wide), Some(_)) if !wide.says_anything() => inner,
             (_, Some(_), Some(narrow)) if !narrow.says_anything() => outer,
-            (Some(pool), Some(wide), Some(narrow)) => pool.own(Layer::merged(wide, narrow)).cast(),
+            (Some(pool), Some(wide), Some(narrow)) => merge_layers(pool, wide, narrow).cast(),
             _ => ptr::null_mut(),
         }
     })
+}
+
+#[inline(never)]
+fn merge_layers(pool: Pool, wide: &Layer, narrow: &Layer) -> *mut Layer {
+    pool.own(Layer::merged(wide, narrow))
 }
 
 unsafe extern "C" fn create_server_config(
