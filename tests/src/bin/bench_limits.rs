@@ -57,6 +57,9 @@ RemoteIPHeader X-Forwarded-For
 RemoteIPInternalProxy 127.0.0.1
 <Location /f.txt>
 ${SECTION}
+</Location>
+<Location /choke-status>
+${STATUS}
 </Location>";
 
 const LIMITS: &str = "
@@ -69,9 +72,7 @@ LoadLimitServer 10000
 LoadLimit 10000 /f.txt
 LoadLimit1 10000 /page /f.txt
 LimitExempt 127.0.0.99
-<Location /choke-status>
-    SetHandler choke-status
-</Location>";
+Define STATUS \"SetHandler choke-status\"";
 
 /// What mod_qos is asked for below: connections of an address, and requests of a location.
 const TWO_LIMITS: &str = "
@@ -114,7 +115,9 @@ fn main() -> ExitCode {
 fn without(mpm: Mpm) -> Setup {
     let setup = Setup::default().mpm(mpm).one_child().without_access_log().module("remoteip");
     // A directive that every httpd has, so that there is something in the section.
-    setup.directives("Define SECTION \"ContentDigest Off\"").directives(COMMON)
+    setup
+        .directives("Define SECTION \"ContentDigest Off\"\nDefine STATUS \"ContentDigest Off\"")
+        .directives(COMMON)
 }
 
 /// httpd with every limit, and room for so many addresses, each of which has two counters.
