@@ -3,16 +3,17 @@
 use std::cell::RefCell;
 use std::sync::atomic::Ordering;
 
-use offload_core::admission::{self, Demand, Demands, Facts, Kind, SEATS, Whom};
+use offload_core::admission::{self, Demand, Demands, Facts, Kind, SEATS, Spot, Whom};
 use offload_core::directive::HostLayer;
-use offload_core::ledger::{Key, Owner, Taken, Who};
+use offload_core::ledger::{Key, Ledger, Owner, Taken, Who};
 use offload_core::limit::Group;
 
 use crate::ffi::expression;
 use crate::ffi::log::Level;
 use crate::ffi::request::Request;
+use crate::ffi::server::Server;
 use crate::hooks::{Answer, HostState, Running};
-use crate::lease::{Lease, Leases, Seats};
+use crate::lease::{Leases, Seats, Set};
 
 /// What access logs print as `%{offload-refused}n`.
 const REFUSED: &std::ffi::CStr = c"offload-refused";
@@ -22,6 +23,106 @@ const RETRY_AFTER: &std::ffi::CStr = c"10";
 
 /// Lets a request in, or refuses it.
 pub(crate) fn admit(request: Request<'_>) -> Answer {
+    if is_easy(request) { Answer::Declined } else { ask(request) }
+}
+
+/// Whether the request is let in without further ado, as most are: nothing limits it; or it is one more of a
+/// seated client, and each limit that concerns it is met by the lease that was given back last.
+#[inline]
+fn is_easy(request: Request<'_>) -> bool {
+    if request.previous().is_some() || request.is_subrequest() || request.user().is_some() {
+        return false;
+    }
+    let Some(host) = request.server().and_then(Server::host) else { return true };
+    let (scopes, section) = (&host.scopes, request.policy());
+    let is_seated = match request.old_seats() {
+        Some(seats) => seats.borrow().settled == Some(scopes.number()),
+        None if scopes.is_empty() => {
+            return section.is_none_or(|layer| layer.max_concurrent().is_empty());
+        }
+        None => sit_down(request, host),
+    };
+    let is_usual = is_seated && request.is_of_its_connection() && scopes.is_plain();
+    if !is_usual || !request.is_fine() {
+        return false;
+    }
+    let Some(leases) = request.first_leases() else { return false };
+    let now = request.begun();
+    let ledger = &host.running().ledger;
+    let mut leases = leases.borrow_mut();
+    let is_let_in = scopes.are_met(section, request.path(), request.method(), |spot, most| {
+        retake(ledger, spot, most, now, &mut leases)
+    });
+    if !is_let_in {
+        begin_anew(request, &mut leases);
+    }
+    is_let_in
+}
+
+/// Gives back what was taken so far: all is asked again.
+#[cold]
+fn begin_anew(request: Request<'_>, leases: &mut Leases) {
+    leases.truncate(0);
+    if let Some(seats) = request.old_seats()
+        && seats.borrow().born == request.begun()
+    {
+        seats.borrow_mut().leave();
+    }
+}
+
+/// Gives a new connection of a client that was here before its seats; whether that was easily done.
+#[inline(never)]
+fn sit_down(request: Request<'_>, host: &HostState) -> bool {
+    let Some(layer) = request.server().and_then(Server::layer) else { return false };
+    if !request.is_of_its_connection() || !host.scopes.is_plain() || !request.is_fine() {
+        return false;
+    }
+    let (running, scopes) = (host.running(), &host.scopes);
+    let Some(&owner) = running.owner.get() else { return false };
+    let Some(demands) = scopes.of_each_client() else { return false };
+    if is_exempt(request, layer) {
+        return false;
+    }
+    let client = admission::client(layer, request.client_address());
+    let who = running.ledger.who(client.as_bytes());
+    let Some(seats) = request.seats() else { return false };
+    let mut seats = seats.borrow_mut();
+    seats.client.set(Some((client, who)));
+    for (seat, spot, most) in demands {
+        let key = spot.key(&running.directory, who, running.everybody);
+        let lease = running.ledger.take_again(owner, key, most, request.begun());
+        if !lease.is_some() {
+            seats.leave();
+            return false;
+        }
+        seats.held.put(seat, lease);
+    }
+    seats.settled = Some(scopes.number());
+    seats.born = request.begun();
+    true
+}
+
+fn is_exempt(request: Request<'_>, layer: &HostLayer) -> bool {
+    let exempt = layer.limit_exempt();
+    !exempt.is_empty() && {
+        let (address, text) = (request.client_address(), request.client());
+        exempt.iter().any(|exempt| exempt.matches(address, text))
+    }
+}
+
+/// Takes the lease that was given back last in this spot, if that meets the limit.
+#[inline(never)]
+fn retake(ledger: &Ledger<'_>, spot: &Spot, most: u32, now: u64, leases: &mut Leases) -> bool {
+    let lease = ledger.retake(most, now, spot.trace());
+    if lease.is_some() {
+        leases.keep(lease);
+    }
+    lease.is_some()
+}
+
+/// Asks for every limit that concerns the request.
+#[inline(never)]
+fn ask(request: Request<'_>) -> Answer {
     let previous = request.previous();
     if let Some(note) = previous.and_then(|previous| previous.note(REFUSED)) {
         // Access logs look at the last request of a redirection.
@@ -35,18 +136,19 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     let (Some(layer), Some(host)) = (server.layer(), server.host()) else {
         return Answer::Declined;
     };
+    let section = request.policy();
     let limits = !host.scopes.is_empty()
-        || request.policy().is_some_and(|section| !section.max_concurrent().is_empty());
+        || section.is_some_and(|section| !section.max_concurrent().is_empty());
     let counts_idle = limits && layer.count_idle().is_on();
     if !counts_idle && let Some(seats) = request.old_seats() {
         // The connection was another virtual host's, where it counts while it is idle.
-        seats.replace(Seats::default());
+        seats.borrow_mut().leave();
     }
     if !limits {
         return Answer::Declined;
     }
     let running = host.running();
-    let Some(owner) = running.owner.get() else { return Answer::Declined };
+    let Some(&owner) = running.owner.get() else { return Answer::Declined };
     let Some(leases) = request.first().leases() else { return Answer::Declined };
 
     let seats = if counts_idle { request.seats() } else { None };
@@ -54,13 +156,14 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
     let number = host.scopes.number();
     let is_seated = !has_user && seats.is_some_and(|seats| seats.borrow().settled == Some(number));
     let kept = leases.borrow().len();
+    // An internal redirect brings a request here again.
     let looks_twice = kept > 0 || host.scopes.has_twins();
     let is_dry = layer.limit_dry_run().is_on();
     let mut desk = Desk {
         request,
         layer,
         running,
-        owner: *owner,
+        owner,
         seats,
         leases,
         now: request.begun(),
@@ -68,17 +171,20 @@ pub(crate) fn admit(request: Request<'_>) -> Answer {
         is_dry,
         is_plain: !looks_twice && !is_dry,
         client: None,
-        new: Default::default(),
+        new: Set::default(),
         // A redirection knows less of the client than the request that it comes from: it adds only.
         right: [previous.is_some(); SEATS],
         is_settled: host.scopes.are_seats_steady() && !has_user && previous.is_none(),
     };
     // Who is seated was asked whether it is exempt, and is not.
-    if !is_seated && desk.is_exempt() {
+    if !is_seated && is_exempt(request, layer) {
         desk.is_settled = false;
-    } else if let Err(refused) = desk.ask_for_all(host, has_user, is_seated) {
-        leases.borrow_mut().truncate(kept);
-        return refuse(request, layer, &refused);
+    } else {
+        let facts = Facts { has_user, is_seated, path: request.path(), method: request.method() };
+        if let Err(refused) = desk.ask_for_all(Demands::new(&host.scopes, section, facts)) {
+            leases.borrow_mut().truncate(kept);
+            return refuse(request, layer, &refused);
+        }
     }
     if !is_seated {
         desk.take_seats(number);
@@ -96,7 +202,7 @@ pub(crate) fn switch(request: Request<'_>, protocol: &[u8]) {
         leases.borrow_mut().truncate(0);
     }
     if let Some(seats) = request.old_seats() {
-        seats.replace(Seats::default());
+        seats.borrow_mut().leave();
     }
 }
 
@@ -114,11 +220,11 @@ struct Desk<'d> {
     is_dry: bool,
     /// Neither of the two.
     is_plain: bool,
-    /// In milliseconds.
+    /// In microseconds.
     now: u64,
     client: Option<Who>,
     /// The leases that the connection will hold, if the request is let in; else Drop gives them back.
-    new: [Option<Lease>; SEATS],
+    new: Set,
     /// The seats of the connection that are right as they are.
     right: [bool; SEATS],
     /// Whether the next request of the connection will ask for the same seats.
@@ -126,47 +232,25 @@ struct Desk<'d> {
 }
 
 impl<'d> Desk<'d> {
-    fn is_exempt(&self) -> bool {
-        let exempt = self.layer.limit_exempt();
-        !exempt.is_empty() && {
-            let (address, text) = (self.request.client_address(), self.request.client());
-            exempt.iter().any(|exempt| exempt.matches(address, text))
-        }
-    }
-
-    fn ask_for_all(
-        &mut self,
-        host: &'d HostState,
-        has_user: bool,
-        is_seated: bool,
-    ) -> Result<(), Box<Demand<'d>>> {
-        let request = self.request;
-        let facts = Facts { has_user, is_seated, path: request.path(), method: request.method() };
-        let mut demands = Demands::new(&host.scopes, request.policy(), facts);
+    fn ask_for_all(&mut self, mut demands: Demands<'d>) -> Result<(), Box<Demand<'d>>> {
         while let Some(demand) = demands.next() {
-            if self.ask_again(&demand) || self.ask_if_it_holds(&demand)? {
+            let ledger = &self.running.ledger;
+            let is_met = self.is_plain
+                && demand.is_plain
+                && retake(
+                    ledger,
+                    demand.spot,
+                    demand.most,
+                    self.now,
+                    &mut self.leases.borrow_mut(),
+                );
+            if is_met || self.ask_if_it_holds(&demand)? {
                 demands.last_one_holds();
             }
         }
         Ok(())
     }
 
-    /// Most demands are of this kind: for everybody, without a condition, and met the last time by the lease
-    /// that was given back last. Whether this one is, and is met.
-    #[inline]
-    fn ask_again(&self, demand: &Demand<'d>) -> bool {
-        if demand.whom != Whom::Everybody || demand.condition.is_some() || !self.is_plain {
-            return false;
-        }
-        let Some((key, trace)) = demand.spot.of_everybody() else { return false };
-        let lease = self.running.ledger.retake(self.owner, key, demand.most, self.now, trace);
-        lease.is_some_and(|lease| {
-            self.leases.borrow_mut().keep(lease);
-            true
-        })
-    }
-
-    #[inline(never)]
     fn ask_if_it_holds(&mut self, demand: &Demand<'d>) -> Result<bool, Box<Demand<'d>>> {
         let holds = self.holds(demand);
         if holds {
@@ -177,9 +261,9 @@ impl<'d> Desk<'d> {
 
     /// Whether a limit's condition, if it has one, holds for the request.
     fn holds(&self, demand: &Demand<'_>) -> bool {
-        let Some(condition) = demand.condition else { return true };
+        let Some(condition) = demand.condition() else { return true };
         expression::holds(condition, self.request).unwrap_or_else(|why| {
-            let directive = demand.kind.directive().to_string_lossy();
+            let directive = demand.kind().directive().to_string_lossy();
             let line = format!("mod_offload: the if= of {directive} failed: {why}");
             self.request.log(Level::Error, &line);
             false
@@ -188,12 +272,11 @@ impl<'d> Desk<'d> {
 
     fn ask(&mut self, demand: &Demand<'d>) -> Result<(), Box<Demand<'d>>> {
         let (directory, everybody) = (&self.running.directory, self.running.everybody);
-        let key = demand.spot.key(directory, self.who(demand.whom), everybody);
-        let seat = demand.kind.seat().zip(self.seats);
+        let key = demand.spot.key(directory, self.who(demand.whom()), everybody);
+        let seat = demand.kind().seat().zip(self.seats);
         let is_held = match seat {
             Some((seat, seats)) => {
-                let held = &seats.borrow().held[seat];
-                let right = held.as_ref().is_some_and(|lease| lease.counts_in(key));
+                let right = seats.borrow().held.counts_in(seat, key);
                 self.right[seat] = right;
                 right
             }
@@ -206,7 +289,7 @@ impl<'d> Desk<'d> {
         match self.take(demand, key) {
             Taken::Held { lease, held } => {
                 match seat {
-                    Some((seat, _)) => self.new[seat] = Some(Lease::new(lease)),
+                    Some((seat, _)) => self.new.put(seat, lease),
                     None => self.leases.borrow_mut().keep(lease),
                 }
                 if held > demand.most {
@@ -253,7 +336,7 @@ impl<'d> Desk<'d> {
                 let known = seats.as_ref().and_then(|seats| seats.client.get());
                 let who = match known {
                     Some((known, who)) if known == bytes => who,
-                    _ => ledger.who(&bytes),
+                    _ => ledger.who(bytes.as_bytes()),
                 };
                 if let Some(seats) = seats {
                     seats.client.set(Some((bytes, who)));
@@ -266,21 +349,17 @@ impl<'d> Desk<'d> {
 
     /// The connection holds from now on what this request has asked for, and nothing else: what belonged
     /// to another virtual host, user or client is given back.
-    fn take_seats(self, host: u32) {
+    fn take_seats(&mut self, host: u32) {
         let Some(seats) = self.seats else { return };
         let mut seats = seats.borrow_mut();
         seats.settled = self.is_settled.then_some(host);
-        for ((seat, new), right) in seats.held.iter_mut().zip(self.new).zip(self.right) {
-            if !right {
-                *seat = new;
-            }
-        }
+        seats.held.swap(&mut self.new, self.right);
     }
 }
 
 fn refuse(request: Request<'_>, layer: &HostLayer, refused: &Demand<'_>) -> Answer {
-    let path = refused.group.map(Group::first_path);
-    refuse_with(request, refused.kind, refused.most, path, layer.limit_status().0)
+    let path = refused.group().map(Group::first_path);
+    refuse_with(request, refused.kind(), refused.most, path, layer.limit_status().0)
 }
 
 /// Refuses a request for a limit that it meets.
@@ -303,7 +382,7 @@ pub(crate) fn refuse_with(
 }
 
 fn note_dry_refusal(request: Request<'_>, running: &Running, demand: &Demand<'_>, key: Key) {
-    let directive = demand.kind.directive().to_string_lossy();
+    let directive = demand.kind().directive().to_string_lossy();
     running.ledger.note_dry_refusal(key.scope());
     request.set_note_text(REFUSED, &["dry-run ", &directive]);
     request.log(
@@ -315,7 +394,7 @@ fn note_dry_refusal(request: Request<'_>, running: &Running, demand: &Demand<'_>
 /// Says once a minute in each child that there is no room to count.
 fn say_full(request: Request<'_>, running: &Running) {
     let (now, said) = (request.begun(), running.said_full.load(Ordering::Relaxed));
-    if now.saturating_sub(said) >= 60_000
+    if now.saturating_sub(said) >= 60_000_000
         && running
             .said_full
             .compare_exchange(said, now, Ordering::Relaxed, Ordering::Relaxed)

@@ -78,11 +78,15 @@ enum Stage {
 /// The request is about to be answered: puts the filter into its way, if its section throttles, or if its
 /// connection was throttled before. A HEAD has no body that could be throttled, and leaves the connection as it is.
 pub(crate) fn insert_filter(request: Request<'_>) {
-    if request.is_subrequest() || request.is_head() {
-        return;
-    }
     let policy = request.policy().filter(|policy| policy.choke().is_on());
-    if policy.is_none() && PACER.is_empty() {
+    if policy.is_some() || !PACER.is_empty() {
+        throttle(request, policy);
+    }
+}
+
+#[inline(never)]
+fn throttle(request: Request<'_>, policy: Option<&Layer>) {
+    if request.is_subrequest() || request.is_head() {
         return;
     }
     let Some(socket) = request.socket() else { return };
@@ -102,6 +106,7 @@ pub(crate) fn insert_filter(request: Request<'_>) {
 }
 
 /// Something is about to make the response. Refuses it, if it would hold a worker and may not.
+#[inline(never)]
 pub(crate) fn before_handler(request: Request<'_>) -> Answer {
     let refuses = request.policy().is_some_and(|policy| {
         policy.choke().is_on() && policy.choke_overflow() == Overflow::Refuse
@@ -553,7 +558,7 @@ fn shares(request: Request<'_>) -> [Option<Shared>; KINDS] {
         let who = match share.sharers {
             Sharers::Client => {
                 bytes = admission::client(layer, request.client_address());
-                &bytes[..]
+                bytes.as_bytes()
             }
             Sharers::User => match request.user() {
                 Some(user) => user,

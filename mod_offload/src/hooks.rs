@@ -40,9 +40,9 @@ pub(crate) struct Running {
     pub(crate) directory: Directory,
     /// This child's place in the ledger; nobody's in the parent.
     pub(crate) owner: OnceLock<Owner>,
-    /// When this child last said that the ledger is full, in milliseconds.
+    /// When this child last said that the ledger is full, in microseconds.
     pub(crate) said_full: AtomicU64,
-    /// When this child last looked for dead ones, in milliseconds.
+    /// When this child last looked for dead ones, in microseconds.
     looked: AtomicU64,
     /// Whether the MPM writes what is left of a response without a worker.
     pub(crate) is_async: bool,
@@ -230,7 +230,7 @@ impl Running {
     /// Looks for dead processes, unless this one has looked just now: httpd's parent does so only once a
     /// second. Whether any of them held something.
     pub(crate) fn bury_the_dead(&self, now: u64) -> bool {
-        const PAUSE: u64 = 50;
+        const PAUSE: u64 = 50_000;
         let looked = self.looked.load(Ordering::Relaxed);
         now.saturating_sub(looked) >= PAUSE
             && self
@@ -267,10 +267,23 @@ pub(crate) fn first_handler(request: Request<'_>) -> Answer {
     #[cfg(feature = "fault-injection")]
     inject_fault(request);
 
-    if request.handler() == Some(b"choke-status") {
+    if request.is_handled_by(c"choke-status") {
         return status::show(request);
     }
     let Some(policy) = request.policy() else { return Answer::Declined };
+    if !policy.engine().is_on() && policy.hosts().is_empty() && !policy.debug().is_on() {
+        // Here offloading is nobody's wish: no verdict, for the sake of servers that only limit.
+        return if policy.choke().is_on() {
+            choke::before_handler(request)
+        } else {
+            Answer::Declined
+        };
+    }
+    judge(request, policy)
+}
+
+#[inline(never)]
+fn judge<'r>(request: Request<'r>, policy: &'r Layer) -> Answer {
     let verdict = if policy.engine().is_on() {
         let Some(running) = request.running() else { return Answer::Declined };
         decide(request, policy, running)
@@ -301,7 +314,14 @@ pub(crate) fn first_handler(request: Request<'_>) -> Answer {
 
 /// No other module has answered the request, and httpd is about to send the file.
 pub(crate) fn last_handler(request: Request<'_>) -> Answer {
-    let Some(host) = request.promised() else { return Answer::Declined };
+    match request.promised() {
+        Some(host) => send_to(request, host),
+        None => Answer::Declined,
+    }
+}
+
+#[inline(never)]
+fn send_to(request: Request<'_>, host: &Host) -> Answer {
     request.set_note_text(VERDICT, &["offload ", host.prefix()]);
     if request.policy().is_some_and(|policy| policy.debug().is_on()) {
         log_verdict(request, format_args!("offloaded to {host}"));

@@ -8,6 +8,7 @@ use crate::hooks::Answer;
 use crate::pacer::TRANSFERS;
 
 /// Answers with the state as text, or with `?json` as JSON.
+#[inline(never)]
 pub(crate) fn show(request: Request<'_>) -> Answer {
     let Some(running) = request.running() else { return Answer::Declined };
     running.bury_the_dead(request.begun());

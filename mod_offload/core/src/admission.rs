@@ -8,14 +8,13 @@ use std::collections::HashSet;
 use std::ffi::CStr;
 use std::hash::Hasher;
 use std::net::IpAddr;
-use std::slice;
 use std::sync::OnceLock;
 
 use siphasher::sip::SipHasher13;
 
 use crate::directive::{HostLayer, Layer};
 use crate::ledger::{Key, Scope, Trace, Who};
-use crate::limit::{Group, Limit, Position, Prefixes, SectionLimit};
+use crate::limit::{Client, Group, Limit, Position, Prefixes, SectionLimit};
 use crate::setting::Condition;
 
 /// Which limit it is.
@@ -97,9 +96,15 @@ pub struct Place {
 #[derive(Debug)]
 pub struct HostScopes {
     number: u32,
-    limits: Vec<HostLimit>,
+    /// Of groups of paths.
+    of_paths: Vec<HostLimit>,
+    /// Of users and of clients, which a connection may hold already.
+    of_clients: Vec<HostLimit>,
+    /// Of the whole server.
+    of_server: Vec<HostLimit>,
     has_twins: bool,
     are_seats_steady: bool,
+    is_plain: bool,
 }
 
 /// One of them.
@@ -112,6 +117,8 @@ struct HostLimit {
     condition: Option<Condition>,
     /// The paths that it is about, if not about all.
     group: Option<Group>,
+    /// For everybody, without a condition.
+    is_plain: bool,
 }
 
 impl HostScopes {
@@ -122,7 +129,7 @@ impl HostScopes {
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.limits.is_empty()
+        [&self.of_paths, &self.of_clients, &self.of_server].into_iter().all(Vec::is_empty)
     }
 
     /// Whether two of the limits for everybody count in the same place.
@@ -133,6 +140,54 @@ impl HostScopes {
     /// Whether the limits of connections ask the same of each request of one client without a user.
     pub fn are_seats_steady(&self) -> bool {
         self.are_seats_steady
+    }
+
+    /// Whether idle connections count, nobody is let in for a trial, and no two limits count in one place: as
+    /// it is in most virtual hosts.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// What an unseated client without a user is asked for its connection, if that is the same each time: the
+    /// seat, where it counts, and how many may be held.
+    pub fn of_each_client(&self) -> Option<impl Iterator<Item = (usize, &Spot, u32)>> {
+        let of_clients = self.of_clients.iter().filter(|limit| limit.whom == Whom::Client);
+        self.are_seats_steady.then(|| {
+            of_clients.filter_map(|limit| Some((limit.kind.seat()?, &limit.spot, limit.most)))
+        })
+    }
+
+    /// What [`Demands`] finds for a request of a seated client, found without a stop: whether each limit that
+    /// concerns the request is plain and met.
+    #[inline(always)]
+    pub fn are_met<'a>(
+        &'a self,
+        section: Option<&'a Layer>,
+        path: &[u8],
+        method: u32,
+        mut is_met: impl FnMut(&'a Spot, u32) -> bool,
+    ) -> bool {
+        let sections = section.map_or(&[][..], Layer::max_concurrent);
+        if let Some(limit) = sections.iter().rev().find(|limit| limit.covers(method)) {
+            let is_plain = limit.limit.condition().is_none();
+            if !is_plain || limit.limit.most().is_some_and(|most| !is_met(&limit.spot, most)) {
+                return false;
+            }
+        }
+        for limit in &self.of_paths {
+            if let Some(most) = limit.most(path)
+                && !(limit.is_plain && is_met(&limit.spot, most))
+            {
+                return false;
+            }
+        }
+        for limit in &self.of_server {
+            if !(limit.is_plain && is_met(&limit.spot, limit.most)) {
+                return false;
+            }
+        }
+        true
     }
 }
 
@@ -163,18 +218,53 @@ pub enum Whom {
 /// One limit that concerns a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Demand<'a> {
-    /// Which limit.
-    pub kind: Kind,
+    source: Source<'a>,
     /// Where it counts.
     pub spot: &'a Spot,
-    /// For whom it counts there.
-    pub whom: Whom,
     /// How many may be held, this one included; [`u32::MAX`]: it only counts.
     pub most: u32,
+    /// Whether it is for everybody and has no condition, as most are.
+    pub is_plain: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Source<'a> {
+    Section(&'a SectionLimit),
+    Host(&'a HostLimit),
+}
+
+impl<'a> Demand<'a> {
+    /// Which limit.
+    pub fn kind(&self) -> Kind {
+        match self.source {
+            Source::Section(_) => Kind::MaxConcurrentReqs,
+            Source::Host(limit) => limit.kind,
+        }
+    }
+
+    /// For whom it counts.
+    pub fn whom(&self) -> Whom {
+        match self.source {
+            Source::Section(_) => Whom::Everybody,
+            Source::Host(limit) => limit.whom,
+        }
+    }
+
     /// When it holds.
-    pub condition: Option<&'a Condition>,
+    pub fn condition(&self) -> Option<&'a Condition> {
+        match self.source {
+            Source::Section(limit) => limit.limit.condition(),
+            Source::Host(limit) => limit.condition.as_ref(),
+        }
+    }
+
     /// The paths that it is about, if not about all.
-    pub group: Option<&'a Group>,
+    pub fn group(&self) -> Option<&'a Group> {
+        match self.source {
+            Source::Section(_) => None,
+            Source::Host(limit) => limit.group.as_ref(),
+        }
+    }
 }
 
 /// The limits that concern a request, the narrow ones first: who is refused by one of them has not held
@@ -182,8 +272,10 @@ pub struct Demand<'a> {
 #[derive(Debug)]
 pub struct Demands<'a> {
     /// The limits of the sections around it, the innermost last.
-    sections: slice::Iter<'a, SectionLimit>,
-    limits: slice::Iter<'a, HostLimit>,
+    sections: &'a [SectionLimit],
+    of_paths: &'a [HostLimit],
+    of_clients: &'a [HostLimit],
+    of_server: &'a [HostLimit],
     facts: Facts<'a>,
 }
 
@@ -191,64 +283,82 @@ impl<'a> Demands<'a> {
     /// Of a virtual host, and of a section with those around it.
     #[inline]
     pub fn new(host: &'a HostScopes, section: Option<&'a Layer>, facts: Facts<'a>) -> Self {
-        let sections = section.map_or_else(Default::default, Layer::max_concurrent);
-        Self { sections: sections.iter(), limits: host.limits.iter(), facts }
+        let sections = section.map_or(&[][..], Layer::max_concurrent);
+        // Who is seated and has no user is asked nothing there.
+        let asks_clients = facts.has_user || !facts.is_seated;
+        let of_clients = if asks_clients { &*host.of_clients } else { &[] };
+        Self { sections, of_paths: &host.of_paths, of_clients, of_server: &host.of_server, facts }
     }
 
     /// The last demand's condition holds: if it was a section's, those around it do not matter.
     #[inline]
     pub fn last_one_holds(&mut self) {
-        self.sections = Default::default();
+        self.sections = &[];
     }
 
-    #[inline]
     fn next_of_section(&mut self) -> Option<Demand<'a>> {
-        while let Some(limit) = self.sections.next_back() {
+        while let Some((limit, outer)) = self.sections.split_last() {
+            self.sections = outer;
             if !limit.covers(self.facts.method) {
                 continue;
             }
-            let condition = limit.limit.condition();
+            let is_plain = limit.limit.condition().is_none();
             if let Some(most) = limit.limit.most() {
-                let (kind, whom) = (Kind::MaxConcurrentReqs, Whom::Everybody);
-                return Some(Demand {
-                    kind,
-                    spot: &limit.spot,
-                    whom,
-                    most,
-                    condition,
-                    group: None,
-                });
+                let source = Source::Section(limit);
+                return Some(Demand { source, spot: &limit.spot, most, is_plain });
             }
             // It lifts those around it, if it needs no condition.
-            if condition.is_none() {
+            if is_plain {
                 self.last_one_holds();
             }
         }
         None
     }
 
-    #[inline]
-    fn next_of_host(&mut self) -> Option<Demand<'a>> {
-        for limit in self.limits.by_ref() {
+    fn next_of_paths(&mut self) -> Option<Demand<'a>> {
+        while let Some((limit, others)) = self.of_paths.split_first() {
+            self.of_paths = others;
+            if let Some(most) = limit.most(self.facts.path) {
+                return Some(limit.demand(most));
+            }
+        }
+        None
+    }
+
+    fn next_of_clients(&mut self) -> Option<Demand<'a>> {
+        while let Some((limit, others)) = self.of_clients.split_first() {
+            self.of_clients = others;
             let is_concerned = match limit.whom {
                 Whom::Everybody => true,
                 Whom::Client => !self.facts.is_seated,
                 Whom::User => self.facts.has_user,
             };
-            if !is_concerned {
-                continue;
+            if is_concerned {
+                return Some(limit.demand(limit.most));
             }
-            let group = limit.group.as_ref();
-            let most = match group.map(|group| group.position(self.facts.path)) {
-                Some(None) => continue,
-                Some(Some(Position::Other)) if limit.kind == Kind::LoadLimit1 => u32::MAX,
-                _ => limit.most,
-            };
-            let (kind, spot, whom) = (limit.kind, &limit.spot, limit.whom);
-            let condition = limit.condition.as_ref();
-            return Some(Demand { kind, spot, whom, most, condition, group });
         }
         None
+    }
+
+    fn next_of_server(&mut self) -> Option<Demand<'a>> {
+        let (limit, others) = self.of_server.split_first()?;
+        self.of_server = others;
+        Some(limit.demand(limit.most))
+    }
+}
+
+impl HostLimit {
+    /// How many may be held if a request for this path comes in; `None` if the limit is not about it.
+    #[inline(always)]
+    fn most(&self, path: &[u8]) -> Option<u32> {
+        let Some(group) = &self.group else { return Some(self.most) };
+        let only_counts = group.position(path)? == Position::Other && self.kind == Kind::LoadLimit1;
+        Some(if only_counts { u32::MAX } else { self.most })
+    }
+
+    fn demand(&self, most: u32) -> Demand<'_> {
+        let (source, spot, is_plain) = (Source::Host(self), &self.spot, self.is_plain);
+        Demand { source, spot, most, is_plain }
     }
 }
 
@@ -257,14 +367,17 @@ impl<'a> Iterator for Demands<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<Demand<'a>> {
-        self.next_of_section().or_else(|| self.next_of_host())
+        self.next_of_section()
+            .or_else(|| self.next_of_paths())
+            .or_else(|| self.next_of_clients())
+            .or_else(|| self.next_of_server())
     }
 }
 
 /// The bytes by which a client is known; a client without an address is everybody without one.
-pub fn client(host: &HostLayer, address: Option<IpAddr>) -> [u8; 17] {
+pub fn client(host: &HostLayer, address: Option<IpAddr>) -> Client {
     let prefixes = host.limit_client_prefix().copied().unwrap_or(Prefixes::USUAL);
-    address.map_or([0; 17], |address| prefixes.client(address))
+    address.map_or(Client::default(), |address| prefixes.client(address))
 }
 
 /// Which row of the ledger's statistics belongs to a scope.
@@ -294,6 +407,12 @@ impl Spot {
     #[inline]
     pub fn of_everybody(&self) -> Option<(Key, &Trace)> {
         self.known.get().map(|&(_, key)| (key, &self.trace))
+    }
+
+    /// Where everybody counted together last.
+    #[inline]
+    pub fn trace(&self) -> &Trace {
+        &self.trace
     }
 
     /// Where `who` counts, where everybody is `everybody`.
@@ -403,7 +522,7 @@ impl Directory {
             ),
             one(Kind::LoadLimitServer, Whom::Everybody, host.load_limit_server(), server),
         ];
-        let mut limits = Vec::new();
+        let (mut of_paths, mut of_clients, mut of_server) = (Vec::new(), Vec::new(), Vec::new());
         for (kind, whom, limit, place, group) in all.into_iter().flatten() {
             let Some((limit, most)) = limit.and_then(|limit| Some((limit.clone(), limit.most()?)))
             else {
@@ -412,18 +531,27 @@ impl Directory {
             let scope = ScopeName::of(kind, &place);
             self.declare(kind, scope, &place, most);
             let condition = limit.condition().cloned();
-            limits.push(HostLimit { kind, spot: Spot::new(scope), whom, most, condition, group });
+            let is_plain = whom == Whom::Everybody && condition.is_none();
+            let spot = Spot::new(scope);
+            let limits = match kind {
+                Kind::LoadLimit | Kind::LoadLimit1 => &mut of_paths,
+                Kind::LoadLimitServer => &mut of_server,
+                _ => &mut of_clients,
+            };
+            limits.push(HostLimit { kind, spot, whom, most, condition, group, is_plain });
         }
         self.hosts += 1;
-        let of_everybody = limits.iter().filter(|limit| limit.whom == Whom::Everybody);
         let mut seen = HashSet::new();
+        let mut of_everybody = of_paths.iter().chain(&of_server);
+        let has_twins = !of_everybody.all(|limit| seen.insert(limit.spot.name));
         HostScopes {
             number: self.hosts,
-            has_twins: !of_everybody.map(|limit| limit.spot.name).all(|name| seen.insert(name)),
-            are_seats_steady: limits
-                .iter()
-                .all(|limit| limit.kind.seat().is_none() || limit.condition.is_none()),
-            limits,
+            has_twins,
+            is_plain: host.count_idle().is_on() && !host.limit_dry_run().is_on() && !has_twins,
+            are_seats_steady: of_clients.iter().all(|limit| limit.condition.is_none()),
+            of_paths,
+            of_clients,
+            of_server,
         }
     }
 }
@@ -483,7 +611,7 @@ mod tests {
         let mut asked = Vec::new();
         let mut demands = Demands::new(&scopes, Some(&section), *facts);
         while let Some(demand) = demands.next() {
-            asked.push((demand.kind, demand.most));
+            asked.push((demand.kind(), demand.most));
             demands.last_one_holds();
         }
         asked

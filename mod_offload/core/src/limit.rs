@@ -1,5 +1,6 @@
 //! The values of the limits' directives: numbers, groups of paths, sections, prefixes.
 
+use std::cmp::Reverse;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -113,18 +114,21 @@ pub struct Group {
     pub limit: Limit,
     /// What the group is called: its paths and where it was declared.
     pub name: Arc<str>,
+    /// The longest one first; of two that are the same, in their order.
     paths: Arc<[GroupPath]>,
+    first_path: Arc<str>,
 }
 
 #[derive(Clone, Debug)]
 struct GroupPath {
-    text: String,
-    /// The same without slashes at its end.
+    /// Without slashes at its end.
     trimmed: Box<[u8]>,
+    position: Position,
 }
 
 impl GroupPath {
     /// Whether it covers the URL path.
+    #[inline]
     fn covers(&self, path: &[u8]) -> bool {
         // What comes behind it is seen at a glance, and mostly tells.
         matches!(path.get(self.trimmed.len()), None | Some(b'/')) && path.starts_with(&self.trimmed)
@@ -134,18 +138,19 @@ impl GroupPath {
 impl Group {
     /// Whether the URL path is in the group, and under its first path. Paths cover whole segments: `/a`
     /// covers `/a` and `/a/b`, not `/ab`; where two cover it, the longer one does.
+    #[inline(always)]
     pub fn position(&self, path: &[u8]) -> Option<Position> {
-        let covering = self.paths.iter().enumerate().filter(|(_, group)| group.covers(path));
-        // Of two that are the same the first counts.
-        let (at, _) = covering.reduce(|best, other| {
-            if other.1.trimmed.len() > best.1.trimmed.len() { other } else { best }
-        })?;
-        Some(if at == 0 { Position::First } else { Position::Other })
+        for group in &*self.paths {
+            if group.covers(path) {
+                return Some(group.position);
+            }
+        }
+        None
     }
 
     /// Its first path.
     pub fn first_path(&self) -> &str {
-        self.paths.first().map_or("/", |path| &path.text)
+        &self.first_path
     }
 }
 
@@ -164,21 +169,24 @@ impl Entry for Group {
         if let Some(path) = paths.iter().find(|path| !path.starts_with('/')) {
             return Err(format!("'{path}' is no URL path; use one that begins with /"));
         }
-        if paths.is_empty() {
-            return Err("names no path".to_owned());
-        }
+        let Some(&first_path) = paths.first() else { return Err("names no path".to_owned()) };
         let server = (context.server)();
         let name = format!("{} of {server}", paths.join(" "));
+        let position = |at| if at == 0 { Position::First } else { Position::Other };
+        let mut paths: Vec<GroupPath> = paths
+            .iter()
+            .enumerate()
+            .map(|(at, path)| GroupPath {
+                trimmed: path.trim_end_matches('/').as_bytes().into(),
+                position: position(at),
+            })
+            .collect();
+        paths.sort_by_key(|path| Reverse(path.trimmed.len()));
         Ok(vec![Self {
             limit,
-            paths: paths
-                .iter()
-                .map(|&path| GroupPath {
-                    text: path.to_owned(),
-                    trimmed: path.trim_end_matches('/').as_bytes().into(),
-                })
-                .collect(),
             name: name.into(),
+            paths: paths.into(),
+            first_path: first_path.into(),
         }])
     }
 }
@@ -197,10 +205,11 @@ impl Prefixes {
     pub const USUAL: Self = Self { v4: 32, v6: 64 };
 
     /// The bytes by which a client is known: its family and the bits that count.
-    pub fn client(self, address: IpAddr) -> [u8; 17] {
-        let mut bytes = [0; 17];
+    pub fn client(self, address: IpAddr) -> Client {
+        let (mut bytes, mut length) = ([0; 17], 17);
         match address.to_canonical() {
             IpAddr::V4(address) => {
+                length = 5;
                 let mask = u32::MAX.checked_shl(32 - u32::from(self.v4)).unwrap_or(0);
                 bytes[0] = 4;
                 bytes[1..5].copy_from_slice(&(address.to_bits() & mask).to_be_bytes());
@@ -211,7 +220,21 @@ impl Prefixes {
                 bytes[1..].copy_from_slice(&(address.to_bits() & mask).to_be_bytes());
             }
         }
-        bytes
+        Client { bytes, length }
+    }
+}
+
+/// A client by its address; the default one is everybody without an address.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Client {
+    bytes: [u8; 17],
+    length: usize,
+}
+
+impl Client {
+    /// Its family and the bits that count.
+    pub fn as_bytes(&self) -> &[u8] {
+        self.bytes.get(..self.length).unwrap_or_default()
     }
 }
 

@@ -114,8 +114,12 @@ pub(super) unsafe fn entry(vector: *mut sys::ap_conf_vector_t) -> *mut c_void {
 /// `vector` is a live vector of httpd, and `entry` lives as long as it and is of the type that `config`
 /// is asked for in vectors of its kind.
 pub(super) unsafe fn set_config<T>(vector: *mut sys::ap_conf_vector_t, entry: *const T) {
-    // SAFETY: the caller promises the vector; httpd only reads our record's index.
-    unsafe { sys::ap_set_module_config(vector, offload_module.0.get(), entry.cast_mut().cast()) };
+    let index = offload_module.index().cast_unsigned() as usize;
+    // SAFETY: the caller promises the vector, which is an array with an entry for each module: it is written
+    // as httpd's own macro ap_set_module_config does it (http_config.h).
+    let place = unsafe { vector.cast::<*mut c_void>().add(index) };
+    // SAFETY: as above.
+    unsafe { place.write(entry.cast_mut().cast()) };
 }
 
 /// httpd calls this each time it reads its configuration.

@@ -44,7 +44,7 @@ impl Drop for Attached {
         // memory is there until all clean-ups have run.
         let request = unsafe { Request::borrow(self.request) };
         if let (Some(response), Some(request)) = (self.response.get(), request) {
-            response.end(request.last(), connection.aborted != 0);
+            end(response, request, connection.aborted != 0);
         }
         if connection.keepalive != sys::ap_conn_keepalive_e_AP_CONN_CLOSE {
             return;
@@ -53,9 +53,14 @@ impl Drop for Attached {
         // SAFETY: our entry in a connection's vector is NULL or what `seats` put there, which the
         // connection's pool drops after the request's.
         if let Some(seats) = unsafe { module::config::<RefCell<Seats>>(connection.conn_config) } {
-            seats.replace(Seats::default());
+            seats.borrow_mut().leave();
         }
     }
+}
+
+#[cold]
+fn end(response: &Response, request: Request<'_>, is_aborted: bool) {
+    response.end(request.last(), is_aborted);
 }
 
 /// Reads one field. httpd's hooks of a request run one after the other, so that no field changes while
@@ -221,6 +226,18 @@ impl<'r> Request<'r> {
         self.text(field!(self, handler))
     }
 
+    /// Whether that is this handler. Asked of every request: mostly the first byte tells.
+    #[inline]
+    pub(crate) fn is_handled_by(self, name: &CStr) -> bool {
+        let handler = field!(self, handler);
+        if handler.is_null() {
+            return false;
+        }
+        // SAFETY: it is not NULL, so it has at least the NUL at its end.
+        let first = unsafe { handler.read() }.cast_unsigned();
+        name.to_bytes_with_nul().first() == Some(&first) && self.handler() == Some(name.to_bytes())
+    }
+
     /// The content type, with its parameters.
     pub(crate) fn content_type(self) -> Option<&'r [u8]> {
         self.text(field!(self, content_type))
@@ -336,6 +353,15 @@ impl<'r> Request<'r> {
         self.attached().map(|attached| &attached.leases)
     }
 
+    /// The same, if nothing is attached yet: a request comes here for the first time.
+    #[inline]
+    pub(crate) fn first_leases(self) -> Option<&'r RefCell<Leases>> {
+        if self.attachment().is_some() {
+            return None;
+        }
+        self.attach().map(|attached| &attached.leases)
+    }
+
     /// The same, if there are any.
     pub(crate) fn held_leases(self) -> Option<&'r RefCell<Leases>> {
         self.attachment().map(|attached| &attached.leases)
@@ -354,16 +380,15 @@ impl<'r> Request<'r> {
     /// What the connection holds until it ends. `None` where a connection is not one client's: each HTTP/2
     /// stream is one of many, and a proxy's connection has now this client and now that one.
     pub(crate) fn seats(self) -> Option<&'r RefCell<Seats>> {
-        let connection = NonNull::new(field!(self, connection))?;
-        let user_agent = field!(self, useragent_addr);
-        // SAFETY: a request's connection lives longer than the request.
-        let connection = unsafe { connection.as_ref() };
-        if !connection.master.is_null() || user_agent != connection.client_addr {
+        if !self.is_of_its_connection() {
             return None;
         }
         if let Some(seats) = self.old_seats() {
             return Some(seats);
         }
+        let connection = NonNull::new(field!(self, connection))?;
+        // SAFETY: a request's connection lives longer than the request.
+        let connection = unsafe { connection.as_ref() };
         // SAFETY: the connection's pool lives as long as it does, and this thread alone uses it now.
         let seats: *const RefCell<Seats> =
             unsafe { Pool::borrow(connection.pool) }?.own(RefCell::default());
@@ -371,6 +396,16 @@ impl<'r> Request<'r> {
         unsafe { module::set_config(connection.conn_config, seats) };
         // SAFETY: `own` returns a live value.
         unsafe { seats.as_ref() }
+    }
+
+    /// Whether the connection is the client's of this request, and for one request at a time.
+    #[inline]
+    pub(crate) fn is_of_its_connection(self) -> bool {
+        let connection = field!(self, connection);
+        // SAFETY: a request's connection lives longer than the request.
+        unsafe { connection.as_ref() }.is_some_and(|connection| {
+            connection.master.is_null() && field!(self, useragent_addr) == connection.client_addr
+        })
     }
 
     /// What the connection has held so far, if anything.
@@ -390,9 +425,12 @@ impl<'r> Request<'r> {
     }
 
     fn attached(self) -> Option<&'r Attached> {
-        if let Some(attached) = self.attachment() {
-            return Some(attached);
-        }
+        self.attachment().or_else(|| self.attach())
+    }
+
+    /// Attaches, where nothing is attached yet.
+    #[inline(never)]
+    fn attach(self) -> Option<&'r Attached> {
         let (vector, pool) = (field!(self, request_config), field!(self, pool));
         // SAFETY: the request's pool lives as long as it does, and this thread alone uses it now.
         let attached: *const Attached = unsafe { Pool::borrow(pool) }?.own(Attached {
@@ -428,9 +466,9 @@ impl<'r> Request<'r> {
         self.text(field!(self, args)).unwrap_or_default()
     }
 
-    /// When the request began, in milliseconds.
+    /// When the request began, in microseconds.
     pub(crate) fn begun(self) -> u64 {
-        u64::try_from(field!(self, request_time)).unwrap_or(0) / 1000
+        field!(self, request_time).cast_unsigned()
     }
 
     /// Sets headers of a refusal, and the page for it unless the administrator has one.

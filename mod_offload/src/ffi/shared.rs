@@ -69,7 +69,7 @@ impl Turns {
 /// A sentence: there is no memory, or what the process keeps is no ledger.
 pub(super) fn ledger_of_process(pool: Pool, size: TableSize) -> Result<Ledger<'static>, String> {
     // The number is the ledger's format: an upgrade with another one begins a new ledger.
-    let words = words_of_process(pool, c"mod_offload:ledger:1:pointer,count", || {
+    let words = words_of_process(pool, c"mod_offload:ledger:2:pointer,count", || {
         Ledger::words_needed(size)
     })?;
     let secret = || RandomState::new().hash_one(());

@@ -8,7 +8,7 @@ use super::word::{AtomicU64, Claim, Identity, exchange, load, store};
 use super::{Ledger, Owner};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"offledgr");
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// One cache line that is never written again, one with the totals.
 const HEADER_WORDS: usize = 16;
 const TOTALS_AT: usize = 8;
@@ -225,7 +225,7 @@ impl<'a> Ledger<'a> {
                 .ok_or(too_small)?,
             locks: cut(regions.locks)?.get(..regions.table / TABLE_WORDS).ok_or(too_small)?,
             table: cut(regions.table)?.as_chunks().0.as_chunks().0,
-            cells: cut(regions.cells)?.as_chunks().0,
+            cells: cut(regions.cells)?,
         })
     }
 
@@ -245,9 +245,10 @@ impl<'a> Ledger<'a> {
             (found.is_free() && exchange(word, found.0, claim.0)).then_some(Owner { slot, claim })
         })?;
         if let Some(hint) = self.hint(owner.slot) {
-            // Each begins in a part of the cells of its own.
-            let lines = self.cells.len() as u64 * u64::from(owner.slot) / self.owners.len() as u64;
-            store(hint, lines * LINE as u64);
+            // Each begins in a part of the cells of its own, with a line.
+            let lines = (self.cells.len() / LINE) as u64;
+            let first = lines * u64::from(owner.slot) / self.owners.len() as u64;
+            store(hint, first * LINE as u64);
         }
         Some(owner)
     }

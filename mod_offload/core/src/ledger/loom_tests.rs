@@ -47,7 +47,7 @@ impl Shared {
     /// The owner's lease, set back to where its process died.
     fn die(&self, owner: Owner, state: impl Fn(Cell) -> Cell) {
         let cells = self.ledger().cells;
-        let held = cells.iter().flatten().find(|word| Cell(load(word)).belongs_to(owner.slot));
+        let held = cells.iter().find(|word| Cell(load(word)).belongs_to(owner.slot));
         let word = held.expect("a lease");
         store(word, state(Cell(load(word))).0);
     }
@@ -148,7 +148,8 @@ fn a_take_while_a_dead_one_is_reclaimed() {
         shared.take(dead, 1, 1).expect("room");
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || other.take(second, 1, 1));
-        assert_eq!(shared.ledger().reclaim(dead).leases, 1);
+        // If the taker comes upon a release that is begun, it ends it.
+        assert!(shared.ledger().reclaim(dead).leases <= 1);
         let theirs = thread.join().unwrap();
         shared.check(&[(1, theirs.is_some().into())]);
     });
@@ -179,17 +180,17 @@ fn a_counted_take_is_given_back_whoever_settles_it() {
         let shared = Arc::new(Shared::new());
         let (dead, second) = (shared.enter(1), shared.enter(2));
         shared.take(dead, 1, 1).expect("room");
-        shared.die(dead, |held| Cell(held.free().0 | 1 << 62));
+        shared.die(dead, |held| Cell(held.free().0 | 1 << 61));
         let other = Arc::clone(&shared);
         let thread = thread::spawn(move || other.take(second, 1, 2));
-        assert_eq!(shared.ledger().reclaim(dead).leases, 1);
+        assert!(shared.ledger().reclaim(dead).leases <= 1);
         assert!(thread.join().unwrap().is_some());
         shared.check(&[(1, 1)]);
     });
 }
 
-/// The dead one marked its cell, but did not lower the tally: two reclaimers may, and a living process
-/// settles what they do.
+/// The dead one marked its cell, but did not lower the tally: two reclaimers may, and so may a living process
+/// that wants to change the tally.
 #[test]
 fn a_begun_release_is_ended_once() {
     model(|| {
@@ -201,7 +202,42 @@ fn a_begun_release_is_ended_once() {
         let reclaimer = thread::spawn(move || other.ledger().reclaim(dead).leases);
         let taker = thread::spawn(move || third.take(second, 1, 2));
         let mine = shared.ledger().reclaim(dead).leases;
-        assert_eq!(mine + reclaimer.join().unwrap(), 1);
+        assert!(mine + reclaimer.join().unwrap() <= 1);
+        assert!(taker.join().unwrap().is_some());
+        shared.check(&[(1, 1)]);
+    });
+}
+
+/// Of two leases one is parked, while the other is given back and a third process takes one over.
+#[test]
+fn a_parked_lease_is_taken_over_or_lowered() {
+    model(|| {
+        let shared = Arc::new(Shared::new());
+        let (first, second) = (shared.enter(1), shared.enter(2));
+        let lease = shared.take(first, 1, 2).expect("room");
+        let last = shared.take(first, 1, 2).expect("room");
+        assert!(shared.ledger().release(last));
+        let other = Arc::clone(&shared);
+        let taker = thread::spawn(move || other.take(second, 1, 2));
+        assert!(shared.ledger().release(lease));
+        let theirs = taker.join().unwrap().expect("room");
+        shared.check(&[(1, 1)]);
+        assert!(shared.ledger().release(theirs) && !shared.ledger().release(last));
+        shared.check(&[(1, 0)]);
+    });
+}
+
+/// Whoever has settled a parked lease dies before it lowers the tally, and is reclaimed while another takes.
+#[test]
+fn a_parked_lease_that_a_dead_one_settled_is_lowered_once() {
+    model(|| {
+        let shared = Arc::new(Shared::new());
+        let (first, dead) = (shared.enter(1), shared.enter(2));
+        shared.take(first, 1, 1).expect("room");
+        shared.die(first, Cell::releasing);
+        let other = Arc::clone(&shared);
+        let taker = thread::spawn(move || other.take(first, 1, 1));
+        assert_eq!(shared.ledger().reclaim(dead).leases, 0);
         assert!(taker.join().unwrap().is_some());
         shared.check(&[(1, 1)]);
     });

@@ -1,6 +1,5 @@
 //! Giving back what a dead process held.
 
-use super::layout::LINE;
 use super::table::WAYS;
 use super::word::{Act, Cell, Lock, State, Tally, exchange, load};
 use super::{Ledger, Owner};
@@ -29,7 +28,7 @@ impl Ledger<'_> {
             }
         }
         let mut leases = 0;
-        for index in 0..self.cells.len() * LINE {
+        for index in 0..self.cells.len() {
             leases += u64::from(self.give_back(index, dead));
         }
         if let Some([claim, ..]) = self.owners.get(usize::from(dead.slot)) {
@@ -60,17 +59,21 @@ impl Ledger<'_> {
         exchange(lock_word, lock.0, lock.unlocked().0);
     }
 
-    /// Frees a cell if it is the dead owner's; true if a count was lowered for it.
+    /// Frees a cell if it is the dead owner's, or is being released; true if a count of the dead owner's was
+    /// lowered for it.
     fn give_back(&self, index: usize, dead: Owner) -> bool {
         let Some(word) = self.cell(index) else { return false };
         loop {
             let cell = Cell(load(word));
             // The slot is asked second: if it is still the dead owner's, so was the cell.
-            if !cell.belongs_to(dead.slot) || !self.is_current(dead) {
-                return false;
-            }
+            let is_the_deads = cell.belongs_to(dead.slot) && self.is_current(dead);
             match cell.state() {
-                State::Free => return false,
+                // Whoever settled a parked lease may have died over it, whosever it was before.
+                State::Releasing => {
+                    return self.finish_release(index, word, cell) && is_the_deads;
+                }
+                State::Free | State::Parked => return false,
+                _ if !is_the_deads => return false,
                 State::Pending => {
                     let tally = self.tally(cell.entry()).map(|tally| Tally(load(tally)));
                     let counted =
@@ -85,7 +88,6 @@ impl Ledger<'_> {
                         return self.finish_release(index, word, releasing);
                     }
                 }
-                State::Releasing => return self.finish_release(index, word, cell),
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::Ledger;
 use super::table::{Scope, WAYS, scope_of};
-use super::word::{Cell, State, Tally, load};
+use super::word::{Cell, State, load};
 
 /// What one scope holds and has done since the ledger was made.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -48,24 +48,25 @@ impl Snapshot {
 impl Ledger<'_> {
     /// Counts everything; reads the whole table.
     pub fn snapshot(&self) -> Snapshot {
-        let mut snapshot = Snapshot {
-            scopes: self
-                .scopes
-                .iter()
-                .map(|[refusals, overflows, dry_refusals, _]| ScopeSnapshot {
-                    refusals: load(refusals),
-                    overflows: load(overflows),
-                    dry_refusals: load(dry_refusals),
-                    ..ScopeSnapshot::default()
-                })
-                .collect(),
-            leases: count(
-                self.cells.iter().flatten().filter(|word| Cell(load(word)).state() != State::Free),
-            ),
-            owners: count(self.owners()),
-            overflows: self.totals.first().map_or(0, load),
-            ..Snapshot::default()
-        };
+        let mut snapshot =
+            Snapshot {
+                scopes: self
+                    .scopes
+                    .iter()
+                    .map(|[refusals, overflows, dry_refusals, _]| ScopeSnapshot {
+                        refusals: load(refusals),
+                        overflows: load(overflows),
+                        dry_refusals: load(dry_refusals),
+                        ..ScopeSnapshot::default()
+                    })
+                    .collect(),
+                leases: count(self.cells.iter().filter(|word| {
+                    !matches!(Cell(load(word)).state(), State::Free | State::Parked)
+                })),
+                owners: count(self.owners()),
+                overflows: self.totals.first().map_or(0, load),
+                ..Snapshot::default()
+            };
         for entry in 0..self.table.len() * WAYS {
             self.add(entry, &mut snapshot);
         }
@@ -78,7 +79,7 @@ impl Ledger<'_> {
         if tag == 0 {
             return;
         }
-        let held = Tally(load(way.tally)).count();
+        let held = self.read(way.tally, entry).held;
         snapshot.entries += 1;
         // Another key's by now: it held nothing when it was evicted.
         if held == 0 || load(way.tag) != tag {

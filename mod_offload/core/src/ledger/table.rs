@@ -3,6 +3,7 @@
 use siphasher::sip128::SipHasher13;
 
 use super::layout::SCOPE_WORDS;
+use super::lease::Reading;
 use super::word::{AtomicU64, Lock, Tally, exchange, load, store};
 use super::{Ledger, Line, Owner};
 
@@ -128,6 +129,7 @@ impl<'a> Ledger<'a> {
     }
 
     /// The two buckets of a key; they differ if there are two.
+    #[inline]
     fn buckets(&self, key: Key) -> (usize, usize) {
         let count = self.locks.len() as u64;
         let scale = |part: u64, range: u64| usize::try_from((part * range) >> 32).unwrap_or(0);
@@ -136,6 +138,7 @@ impl<'a> Ledger<'a> {
         (first, if second < self.locks.len() { second } else { second - self.locks.len() })
     }
 
+    #[inline]
     pub(super) fn find(&self, key: Key) -> Option<usize> {
         let (first, second) = self.buckets(key);
         self.find_in(first, key).or_else(|| self.find_in(second, key))
@@ -200,11 +203,13 @@ impl<'a> Ledger<'a> {
     /// one that has been idle longest. Both buckets are locked.
     fn place(&self, first: usize, second: usize, key: Key, now: u64) -> Option<usize> {
         // A chosen way may become busy before it is closed, but only as often as there are ways.
-        for _ in 0..2 * WAYS {
+        // One whose last lease is parked takes two rounds: the first lowers its tally.
+        for _ in 0..4 * WAYS {
             let (entry, tally) = self.weigh(first).min(self.weigh(second)).choice()?;
             let way = self.way(entry)?;
             let closed = tally.closed();
-            if !self.settle(way.tally, entry, tally) || !exchange(way.tally, tally.0, closed.0) {
+            let may_close = self.settle(way.tally, entry, tally) && tally.is_idle();
+            if !may_close || !exchange(way.tally, tally.0, closed.0) {
                 continue;
             }
             store(way.time, now);
@@ -218,8 +223,8 @@ impl<'a> Ledger<'a> {
         let mut weighed = Weighed { busy: 0, idle_since: u64::MAX, entry: None, tally: 0 };
         for entry in bucket * WAYS..(bucket + 1) * WAYS {
             let Some(way) = self.way(entry) else { continue };
-            let tally = Tally(load(way.tally));
-            if !tally.is_idle() {
+            let Reading { tally, held, .. } = self.read(way.tally, entry);
+            if held > 0 {
                 weighed.busy += 1;
                 continue;
             }

@@ -94,13 +94,6 @@ impl Tally {
         Self(self.0.wrapping_add(STEP))
     }
 
-    /// What `released` makes of a tally that `taken` made, for the same cell.
-    #[inline]
-    pub(super) fn given_back(self) -> Self {
-        const STEP: u64 = (1 << Tally::VERSION_AT) - (1 << Tally::COUNT_AT) + Tally::CLOSED;
-        Self(self.0.wrapping_add(STEP))
-    }
-
     pub(super) fn closed(self) -> Self {
         Self(self.next() | Self::CLOSED)
     }
@@ -116,24 +109,27 @@ pub(super) enum State {
     Pending,
     Held,
     Releasing,
+    Parked,
 }
 
-/// state 2 | sequence 23 | entry 23 | owner 16; zero is free.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+/// state 3 | sequence 22 | entry 23 | owner 16; zero is free.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub(super) struct Cell(pub(super) u64);
 
 impl Cell {
     const OWNER: u32 = 16;
     const ENTRY: u32 = 23;
     const SEQUENCE_AT: u32 = Self::OWNER + Self::ENTRY;
-    const STATE_AT: u32 = 62;
+    const STATE_AT: u32 = 61;
+    const SEQUENCE: u64 = mask(Self::STATE_AT) & !mask(Self::SEQUENCE_AT);
 
     pub(super) fn state(self) -> State {
         match self.0 >> Self::STATE_AT {
             0 => State::Free,
             1 => State::Pending,
             2 => State::Held,
-            _ => State::Releasing,
+            3 => State::Releasing,
+            _ => State::Parked,
         }
     }
 
@@ -150,19 +146,24 @@ impl Cell {
         self.0 >> Self::STATE_AT == 0
     }
 
+    /// A parked cell is nobody's.
     pub(super) fn belongs_to(self, slot: u16) -> bool {
-        self.state() != State::Free && self.owner() == slot
+        !matches!(self.state(), State::Free | State::Parked) && self.owner() == slot
+    }
+
+    #[inline]
+    pub(super) fn is_parked(self) -> bool {
+        self.0 >> Self::STATE_AT == 4
     }
 
     fn moved(self, state: u64) -> Self {
         Self(self.0 & mask(Self::STATE_AT) | state << Self::STATE_AT)
     }
 
-    /// The next lease of a free cell: a new sequence, so that whoever knew the last one fails.
+    /// The next lease of a free or parked cell: a new sequence, so that whoever knew the last one fails.
+    #[inline]
     pub(super) fn pending(self, slot: u16, entry: usize) -> Self {
-        let sequence = self.0.wrapping_add(1 << Self::SEQUENCE_AT) & !mask(Self::SEQUENCE_AT);
-        let entry = (entry as u64 & mask(Self::ENTRY)) << Self::OWNER;
-        Self(sequence | entry | u64::from(slot)).moved(1)
+        self.next_sequence().with(slot, entry).moved(1)
     }
 
     pub(super) fn held(self) -> Self {
@@ -171,6 +172,42 @@ impl Cell {
 
     pub(super) fn releasing(self) -> Self {
         self.moved(3)
+    }
+
+    /// The same sequence with another entry and owner.
+    #[inline]
+    pub(super) fn with(self, slot: u16, entry: usize) -> Self {
+        let sequence = self.0 & Self::SEQUENCE;
+        let entry = (entry as u64 & mask(Self::ENTRY)) << Self::OWNER;
+        Self(sequence | entry | u64::from(slot))
+    }
+
+    /// Everything but the sequence.
+    pub(super) fn without_sequence(self) -> u64 {
+        self.0 & !Self::SEQUENCE
+    }
+
+    /// This sequence with everything else.
+    #[inline]
+    pub(super) fn sequence_with(self, rest: u64) -> Self {
+        Self(self.0 & Self::SEQUENCE | rest)
+    }
+
+    #[inline]
+    pub(super) fn next_sequence(self) -> Self {
+        Self(self.0.wrapping_add(1 << Self::SEQUENCE_AT))
+    }
+
+    /// What is parked, pending.
+    #[inline]
+    pub(super) fn pended(self) -> Self {
+        Self(self.0 ^ (4 ^ 1) << Self::STATE_AT)
+    }
+
+    /// What is pending, parked: given back, but still in the tally.
+    #[inline]
+    pub(super) fn parked(self) -> Self {
+        Self(self.0 ^ (1 ^ 4) << Self::STATE_AT)
     }
 
     /// Free, but the sequence stays: the next lease raises it.

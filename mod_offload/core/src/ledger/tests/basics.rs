@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 
 use super::world::{Dice, Doubt, World, created, memory};
+use crate::ledger::lease::RENEWAL;
 use crate::ledger::word::{Tally, store};
 use crate::ledger::{Identity, Key, Lease, Ledger, Owner, Scope, TableSize, Taken, Trace};
 
@@ -132,22 +133,62 @@ fn a_trace_leads_to_its_key_and_to_no_other() {
     with_ledger(TableSize::new(4), |ledger, owner| {
         let key = |number: u8| ledger.key(Scope(0), &[number]);
         let trace = Trace::default();
-        let retake = |limit| ledger.retake(owner, key(0), limit, 9, &trace);
+        let retake = |limit| Some(ledger.retake(limit, 9, &trace)).filter(|lease| lease.is_some());
         assert_eq!(retake(1), None, "it leads nowhere yet");
         let first = lease(ledger.take_and_trace(owner, key(0), 2, 0, &trace));
-        assert_eq!(retake(2), None, "the last act was no release");
+        assert_eq!(retake(2), None, "it is still held");
         assert!(ledger.counts_for(first, key(0)) && !ledger.counts_for(first, key(1)));
         assert!(ledger.release(first));
         assert_eq!(retake(0), None, "the limit");
-        let second = retake(1).expect("it is idle, and was released last");
+        let later = ledger.retake(1, 1 << RENEWAL, &trace);
+        assert!(!later.is_some(), "the entry's time is old");
+        assert!(!ledger.release(later));
+        let stranger = ledger.enter(Identity::new(2, 1)).expect("a free slot");
+        let second = retake(1).expect("it is parked");
         assert_eq!((ledger.held(key(0)), retake(1)), (1, None));
         assert!(ledger.release(second) && !ledger.release(second) && !ledger.release(first));
+        let theirs = lease(ledger.take(stranger, key(0), 1, 9));
+        assert!(ledger.release(theirs));
+        assert_eq!(retake(1), None, "it was another's meanwhile");
+        let third = lease(ledger.take_and_trace(owner, key(0), 1, 9, &trace));
+        assert!(ledger.release(third));
         // Eight ways for eight others: the traced one is evicted, and its way is another's.
         let others: Vec<Lease> =
             (1..9).map(|number| lease(ledger.take(owner, key(number), 1, 10))).collect();
         others.into_iter().for_each(|lease| assert!(ledger.release(lease)));
-        assert_eq!(retake(1), None, "the way has another tag");
+        assert_eq!(retake(1), None, "its count was lowered");
         assert_eq!(ledger.snapshot().leases, 0);
+        // Of two that are held, the trace knows what was held besides.
+        let both = [9, 9].map(|now| lease(ledger.take_and_trace(owner, key(0), 2, now, &trace)));
+        assert!(ledger.release(both[1]));
+        assert_eq!((retake(1), ledger.held(key(0))), (None, 1));
+        assert!(retake(2).is_some());
+        assert_eq!(ledger.held(key(0)), 2);
+    });
+}
+
+#[test]
+fn what_is_parked_stands_in_nobodys_way() {
+    // Sixteen ways, and a cell for every second one.
+    with_ledger(TableSize::new(8).with_leases(8), |ledger, owner| {
+        for client in 0..40 {
+            let key = numbered(&ledger, client);
+            let visit = lease(ledger.take(owner, key, 1, client.into()));
+            assert_eq!(ledger.take(owner, key, 1, 0), Taken::Refused { held: 1 });
+            assert!(ledger.release(visit));
+            let snapshot = ledger.snapshot();
+            assert_eq!((snapshot.busy, snapshot.leases, ledger.held(key)), (0, 0, 0));
+        }
+        let visits: Vec<Lease> = (0..8)
+            .map(|client| lease(ledger.take(owner, numbered(&ledger, client), 1, 99)))
+            .collect();
+        assert_eq!(ledger.snapshot().overflows, 0);
+        visits.into_iter().for_each(|visit| assert!(ledger.release(visit)));
+        assert_eq!(ledger.reclaim(owner).leases, 0, "what is parked is nobody's");
+        let next = ledger.enter(Identity::new(2, 1)).expect("a free slot");
+        for client in 0..8 {
+            lease(ledger.take(next, numbered(&ledger, client), 1, 99));
+        }
     });
 }
 
