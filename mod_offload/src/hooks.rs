@@ -131,7 +131,7 @@ fn make_ready(server: Server<'_>) -> Result<(), String> {
                 directory.declare(Kind::MaxConcurrentReqs, limit.scope, &limit.section, most);
             }
         }
-        let place = |share: &Share| share.sharers.place(&host.name());
+        let place = |share: &Share| share.place(&host.name());
         hosts.push((host, scopes, layer.choke_shares().iter().map(place).collect()));
     }
     let running = Arc::new(Running {

@@ -120,7 +120,7 @@ impl Sharers {
 
     /// What keeps their rate in a virtual host of this name apart from every other one: the same number in
     /// every process and after every restart.
-    pub fn place(self, host: &str) -> u64 {
+    fn place(self, host: &str) -> u64 {
         let mut hasher = SipHasher13::new_with_keys(0, 0);
         hasher.write(&[self as u8]);
         hasher.write(host.as_bytes());
@@ -135,10 +135,23 @@ pub struct Share {
     pub sharers: Sharers,
     /// The rate.
     pub rate: Rate,
+    /// The server or virtual host that says so, as a number.
+    owner: u64,
+}
+
+impl Share {
+    /// What keeps the rate apart from every other one, in a virtual host of this name: the sharers of a rate
+    /// of the server's are those of all its virtual hosts, but each virtual host has a rate of its own.
+    pub fn place(&self, host: &str) -> u64 {
+        match self.sharers {
+            Sharers::Host => self.sharers.place(host),
+            Sharers::Client | Sharers::User => self.owner,
+        }
+    }
 }
 
 impl Entry for Share {
-    fn read_all(words: &[&str], _context: &Context<'_>) -> Result<Vec<Self>, String> {
+    fn read_all(words: &[&str], context: &Context<'_>) -> Result<Vec<Self>, String> {
         let [sharers, rate] = words else { return Err("takes two arguments".to_owned()) };
         let sharers = match sharers.to_ascii_lowercase().as_str() {
             "client" => Sharers::Client,
@@ -148,7 +161,8 @@ impl Entry for Share {
         };
         let rate = Rate::new(Bytes::parse(rate)?.count())
             .ok_or_else(|| format!("'{rate}' is no rate to share; use one such as 1M"))?;
-        Ok(vec![Self { sharers, rate }])
+        let owner = sharers.place(&(context.server)());
+        Ok(vec![Self { sharers, rate, owner }])
     }
 
     fn same_subject(&self, other: &Self) -> bool {
@@ -191,6 +205,9 @@ mod tests {
         ] {
             assert!(read(words).unwrap_err().contains(complaint), "{words:?}");
         }
+        assert_eq!(shares[0].place("a"), shares[0].place("b"), "the server's clients are one");
+        let host = &read(&["vhost", "1M"]).unwrap()[0];
+        assert_ne!(host.place("a"), host.place("b"));
         assert!(Overflow::read("drop").unwrap_err().contains("refuse"));
     }
 }

@@ -323,6 +323,13 @@ directives! {
         c"For how many clients at a time the counters have room; about 90 bytes each, taken at the start";
 }
 
+impl Layer {
+    /// Whether a rate that is said here can hold: throttling is not switched off in the same breath.
+    pub fn may_choke(&self) -> bool {
+        self.choke.held(Switch::On).is_on()
+    }
+}
+
 /// The README's table of directives, in Markdown.
 pub fn manual() -> String {
     let mut text =

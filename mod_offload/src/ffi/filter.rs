@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
@@ -349,6 +349,19 @@ impl<'b> Brigade<'b> {
             next = NonNull::new(after);
         }
         Ok(())
+    }
+
+    /// Where the parts of files in it end: descriptors, which are open as long as the buckets' request, and
+    /// offsets.
+    pub(super) fn file_ends(self) -> Vec<(RawFd, i64)> {
+        let files = self.buckets().filter(|&bucket| kind(bucket) == Kind::File);
+        let ends = files.map(|bucket| {
+            let mut end = 0;
+            // SAFETY: a bucket of this kind, live in the brigade; `end` is writable.
+            let file = unsafe { sys::offload_file_end(bucket.as_ptr(), &raw mut end) };
+            (file, end)
+        });
+        ends.collect()
     }
 
     /// Puts a part of a file at its beginning. The file must stay open until the request ends.

@@ -11,8 +11,11 @@
 //! or has more in memory than httpd itself would keep.
 
 use std::cell::Cell;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicPtr, Ordering};
+
+use nix::sys::stat::fstat;
 
 use super::filter::{BROKEN, Brigade, Kind, Status, checked, code, kind};
 use super::guard::guard;
@@ -117,6 +120,13 @@ impl Request<'_> {
         made.lower.set(lower);
         Some(pair)
     }
+}
+
+/// Whether a file ends before a part of it does that was to be sent.
+fn is_short((file, end): (RawFd, i64)) -> bool {
+    // SAFETY: the request that opened the file is there, and so is its descriptor.
+    let file = unsafe { BorrowedFd::borrow_raw(file) };
+    fstat(file).is_ok_and(|found| found.st_size < end)
 }
 
 /// The pair of a connection.
@@ -269,9 +279,30 @@ impl Pair {
 
     /// Passes on all that is held; httpd makes this thread wait where it must.
     fn release(&self) -> Result<(), Status> {
+        while !self.held.is_empty() {
+            self.pass_piece(u64::MAX)?;
+        }
+        Ok(())
+    }
+
+    /// Passes on so much of what is held, or what has no bytes.
+    fn pass_piece(&self, most: u64) -> Result<(), Status> {
+        // What is behind the piece comes back as what is held. What has no bytes goes by itself: so the
+        // request is there until its files have been looked at again.
+        let bytes = self.held.census().bytes();
+        let piece = if bytes == 0 { u64::MAX } else { bytes.min(most) };
+        self.held.split(piece, self.piece).map_err(|why| self.give_up(why))?;
         let ends = self.held.census().closes;
-        self.pass(self.held).map_err(|why| self.give_up(why))?;
-        if ends {
+        let files = self.held.file_ends();
+        let passed = self.pass(self.held);
+        self.held.append(self.piece);
+        passed.map_err(|why| self.give_up(why))?;
+        if files.into_iter().any(is_short) {
+            // TLS takes the end of a file for the end of the response, and the client would take the next
+            // one for the rest of this one.
+            return Err(self.give_up(sys::APR_EOF.cast_signed()));
+        }
+        if ends && self.held.is_empty() {
             self.let_go();
         }
         Ok(())
@@ -288,15 +319,7 @@ impl Pair {
             if self.is_full() || self.held.is_empty() {
                 break;
             }
-            // What is behind the piece comes back as what is held.
-            self.held.split(PIECE, self.piece).map_err(|why| self.give_up(why))?;
-            let ends = self.held.census().closes;
-            let passed = self.pass(self.held);
-            self.held.append(self.piece);
-            passed.map_err(|why| self.give_up(why))?;
-            if ends && self.held.is_empty() {
-                self.let_go();
-            }
+            self.pass_piece(PIECE)?;
             self.drain().map_err(|why| self.give_up(why))?;
         }
         if !self.held.is_empty() {

@@ -1,6 +1,6 @@
 //! The server and its virtual hosts while the configuration is made ready, as borrowed Rust types.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_int;
 use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
@@ -28,8 +28,9 @@ pub(super) struct ServerState {
     pub(super) layer: HostLayer,
     host_names: BTreeSet<String>,
     sections: Vec<SectionLimit>,
-    chokes: bool,
-    slowest: Option<Rate>,
+    /// The sections that say something of throttling, by their addresses: whether they switch it on, and the
+    /// rate that can hold in them.
+    chokes: BTreeMap<usize, (bool, Option<Rate>)>,
     host: OnceLock<Arc<HostState>>,
 }
 
@@ -47,11 +48,13 @@ impl ServerState {
         }
     }
 
-    /// Remembers that a section is to be throttled, and the lowest rate of any.
+    /// Remembers what a section says of throttling so far.
     pub(super) fn remember_choke(&mut self, section: &Layer) {
-        self.chokes |= section.choke().is_on();
-        let rates = [self.slowest, Rate::new(section.choke_rate().count())];
-        self.slowest = rates.into_iter().flatten().min();
+        let rate = Rate::new(section.choke_rate().count()).filter(|_| section.may_choke());
+        let (is_on, section) = (section.choke().is_on(), ptr::from_ref(section).addr());
+        if is_on || rate.is_some() || self.chokes.contains_key(&section) {
+            self.chokes.insert(section, (is_on, rate));
+        }
     }
 
     /// What holds in a virtual host of the server.
@@ -149,12 +152,12 @@ impl<'s> Server<'s> {
 
     /// Whether one of its sections is to be throttled.
     pub(crate) fn chokes(self) -> bool {
-        self.state().is_some_and(|state| state.chokes)
+        self.state().is_some_and(|state| state.chokes.values().any(|&(is_on, _)| is_on))
     }
 
     /// The lowest rate that one of its sections names.
     pub(crate) fn slowest(self) -> Option<Rate> {
-        self.state()?.slowest
+        self.state()?.chokes.values().filter_map(|&(_, rate)| rate).min()
     }
 
     /// How long httpd waits for a client to take something.

@@ -146,6 +146,15 @@ void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile)
     }
 }
 
+int offload_file_end(const apr_bucket *b, apr_off_t *end)
+{
+    apr_bucket_file *part = b->data;
+    apr_os_file_t descriptor = -1;
+
+    *end = b->start + (apr_off_t)b->length;
+    return apr_os_file_get(&descriptor, part->fd) == APR_SUCCESS ? descriptor : -1;
+}
+
 apr_bucket *offload_file_part(int descriptor, apr_off_t start, apr_size_t length, request_rec *r)
 {
     apr_file_t *file = NULL;

@@ -71,6 +71,9 @@ int offload_has_unknown_length(const apr_bucket_brigade *bb);
  */
 void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile);
 
+/* The file of a bucket that is a part of one, and where the part ends. */
+int offload_file_end(const apr_bucket *b, apr_off_t *end);
+
 /* A part of a file that stays open as long as the request. */
 apr_bucket *offload_file_part(int descriptor, apr_off_t start, apr_size_t length, request_rec *r);
 
