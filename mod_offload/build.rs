@@ -67,6 +67,7 @@ const ALLOWED: &[&str] = &[
     "offload_bucket_.*",
     "offload_drain",
     "offload_file_(end|part)",
+    "offload_forbids_sendfile",
     "offload_insert_(head|tail)",
     "offload_kind",
     "offload_log_request",

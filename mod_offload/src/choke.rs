@@ -234,7 +234,8 @@ impl Response {
         } else if is_async(request)
             && !request.is_stream()
             && policy.choke_pull().is_on()
-            && request.is_encrypted()
+            // Either way httpd has the file in memory before it is sent, and waits for what is too much.
+            && (request.is_encrypted() || request.forbids_sendfile())
             && request.hold_response()
         {
             Manner::Pulled

@@ -225,7 +225,7 @@ directives! {
     /// Whether TLS is encrypted as the client takes it.
     choke_pull: Single<Switch> = Switch::On,
         c"ChokePull", "On|Off", Contexts::Everywhere,
-        c"Whether a file is encrypted as the client takes it, so that a download with TLS holds no worker (event MPM, HTTP/1.1)";
+        c"Whether a file is read and encrypted as the client takes it, so that a download with TLS, or with EnableSendfile Off, holds no worker (event MPM, HTTP/1.1)";
 
     /// How much of what a generator makes is put into a file.
     choke_spool: Single<Spool> = Spool::OFF,

@@ -1,6 +1,6 @@
 //! The pair of filters that lets a download with TLS hold no worker.
 //!
-//! mod_ssl turns a file into memory, and httpd makes a worker wait when more than 64 KB of memory is not
+//! mod_ssl turns a file into memory (so does httpd itself where sendfile is forbidden), and httpd makes a worker wait when more than 64 KB of memory is not
 //! written. So the upper filter of the pair, above TLS, **holds** the file back, with everything behind it,
 //! the end of the request included. The lower one lies below httpd's own last filter, where the event MPM
 //! looks for the last filter of all when a connection can be written to (event.c, `process_socket`,

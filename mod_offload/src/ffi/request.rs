@@ -178,6 +178,12 @@ impl<'r> Request<'r> {
         unsafe { sys::ap_ssl_conn_is_ssl(self.connection()) != 0 }
     }
 
+    /// Whether its file must not be sent by sendfile.
+    pub(crate) fn forbids_sendfile(self) -> bool {
+        // SAFETY: the request is live (`borrow`), and httpd has merged its section.
+        unsafe { sys::offload_forbids_sendfile(self.raw()) != 0 }
+    }
+
     /// Whether the client wants no body.
     pub(crate) fn is_head(self) -> bool {
         field!(self, header_only) != 0

@@ -117,10 +117,16 @@ int offload_has_unknown_length(const apr_bucket_brigade *bb)
 /* Bytes that are read at once where a file is not mapped. */
 #define OFFLOAD_READ_SIZE (32 * 1024)
 
+int offload_forbids_sendfile(const request_rec *r)
+{
+    const core_dir_config *section = ap_get_core_module_config(r->per_dir_config);
+
+    return section->enable_sendfile == ENABLE_SENDFILE_OFF;
+}
+
 void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile)
 {
     apr_bucket_file *part = b->data;
-    core_dir_config *section = ap_get_core_module_config(r->per_dir_config);
     apr_int32_t flags = apr_file_flags_get(part->fd);
     apr_file_t *alias = NULL, *own = NULL;
     apr_os_file_t descriptor;
@@ -131,7 +137,7 @@ void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile)
     }
     apr_bucket_file_enable_mmap(b, 0);
     apr_bucket_file_set_buf_size(b, OFFLOAD_READ_SIZE);
-    if (!may_sendfile || section->enable_sendfile == ENABLE_SENDFILE_OFF || flags & APR_FOPEN_SENDFILE_ENABLED) {
+    if (!may_sendfile || offload_forbids_sendfile(r) || flags & APR_FOPEN_SENDFILE_ENABLED) {
         return;
     }
     /*

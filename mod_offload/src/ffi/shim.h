@@ -71,6 +71,9 @@ int offload_has_unknown_length(const apr_bucket_brigade *bb);
  */
 void offload_send_directly(apr_bucket *b, request_rec *r, int may_sendfile);
 
+/* Whether the section of the request's file says `EnableSendfile Off`; without a word it does not. */
+int offload_forbids_sendfile(const request_rec *r);
+
 /* The file of a bucket that is a part of one, and where the part ends. */
 int offload_file_end(const apr_bucket *b, apr_off_t *end);
 
