@@ -1,30 +1,40 @@
-//! Carrying a reply's bytes out: from a whole file, from a growing one, from the base past the cache.
+//! Carrying a reply's bytes out: pieces of text, of a file of the cache, whole or growing, of what the base
+//! sends past the cache.
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
 
 use crate::failure::{Failure, Kind};
-use crate::follow::Source;
 use crate::http::Part;
 use crate::log;
 use crate::origin::{Incoming, Origin, body_failure};
+use crate::source::Source;
 
-/// The bytes that follow a head.
-pub(crate) enum Body<'a> {
-    None,
+/// What follows a head: pieces, one after the other.
+#[derive(Default)]
+pub(crate) struct Body<'a> {
+    pub(crate) pieces: Vec<Piece>,
+    /// Where the parts are taken from.
+    pub(crate) supply: Supply<'a>,
+}
+
+/// A piece of a body.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Piece {
     Text(String),
-    /// A part of a body in the cache; should the cache fail, the rest comes from the base.
-    Stored {
-        source: Box<Source<'a>>,
-        part: Part,
-        origin: &'a Origin,
-        path: String,
-    },
-    /// A part of what comes from the base.
-    Passing {
-        incoming: Box<Incoming>,
-        part: Part,
-    },
+    /// So much of what the supply has.
+    Part(Part),
+}
+
+/// Where the parts of a body come from.
+#[derive(Default)]
+pub(crate) enum Supply<'a> {
+    #[default]
+    None,
+    /// The cache; should it fail, the rest comes from the base.
+    Stored { source: Box<Source<'a>>, origin: &'a Origin, path: String },
+    /// The base. There is one part then.
+    Passing(Box<Incoming>),
 }
 
 /// Why not all of the bytes went out.
@@ -36,65 +46,75 @@ pub(crate) enum Cut {
     Source(Failure),
 }
 
-impl Body<'_> {
+impl<'a> Body<'a> {
+    /// A body of text.
+    pub(crate) fn text(text: String) -> Self {
+        Self { pieces: vec![Piece::Text(text)], supply: Supply::None }
+    }
+
+    /// One part of a supply.
+    pub(crate) fn part(part: Part, supply: Supply<'a>) -> Self {
+        Self { pieces: vec![Piece::Part(part)], supply }
+    }
+
     /// Writes all of it to `out`, as it comes; `sent` counts what went out.
     ///
     /// # Errors
     /// `Cut`: the client has got less than the head has promised.
-    pub(crate) fn send(self, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
-        match self {
-            Self::None => Ok(()),
-            Self::Text(text) => write(out, text.as_bytes(), sent),
-            Self::Stored { source, part, .. } if source.whole => {
-                send_file(&source, part, out, sent)
+    pub(crate) fn send(mut self, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
+        for piece in &self.pieces {
+            match (piece, &mut self.supply) {
+                (Piece::Text(text), _) => write(out, text.as_bytes(), sent)?,
+                (Piece::Part(part), Supply::Stored { source, origin, path }) => {
+                    send_stored(source, *part, origin, path, out, sent)?;
+                }
+                (Piece::Part(part), Supply::Passing(incoming)) => {
+                    pass(incoming, *part, out, sent)?;
+                }
+                (Piece::Part(_), Supply::None) => {}
             }
-            Self::Stored { source, part, origin, path } => {
-                send_growing(*source, part, origin, &path, out, sent)
-            }
-            Self::Passing { incoming, part } => pass(*incoming, part, out, sent),
         }
+        Ok(())
     }
 }
 
-/// The kernel moves the bytes: std copies from file to pipe or socket with sendfile or splice.
-fn send_file(source: &Source<'_>, part: Part, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
-    let of_cache =
-        |error: io::Error| Cut::Source(Failure::of_cache("the cache cannot be read", &error));
-    let mut file = source.file();
-    file.seek(SeekFrom::Start(part.first)).map_err(of_cache)?;
-    let copied = io::copy(&mut file.take(part.length), out).map_err(Cut::Client)?;
-    *sent += copied;
-    if copied == part.length {
-        return Ok(());
-    }
-    Err(Cut::Source(Kind::Down.says("the cached file is shorter than it was")))
-}
-
-fn send_growing(
-    mut source: Source<'_>,
+fn send_stored(
+    source: &mut Source<'_>,
     part: Part,
     origin: &Origin,
     path: &str,
     out: &mut File,
     sent: &mut u64,
 ) -> Result<(), Cut> {
-    let mut buffer = vec![0; 64 << 10];
+    source.begin();
     let mut rest = part;
     while rest.length > 0 {
-        let want = usize::try_from(rest.length).unwrap_or(usize::MAX).min(buffer.len());
-        match source.read_at(&mut buffer[..want], rest.first) {
-            Ok(count) => {
-                write(out, &buffer[..count], sent)?;
-                rest.first += count as u64;
-                rest.length -= count as u64;
+        let there = source.wait_for(rest.first).and_then(|there| {
+            // The kernel moves the bytes: std copies from file to pipe or socket with sendfile or splice.
+            let mut file = source.file();
+            file.seek(SeekFrom::Start(rest.first))
+                .map_err(|error| Failure::of_cache("the cache cannot be read", &error))?;
+            Ok(file.take(there.min(rest.length)))
+        });
+        match there {
+            Ok(mut there) => {
+                let copied = io::copy(&mut there, out).map_err(Cut::Client)?;
+                if copied == 0 {
+                    return Err(Cut::Source(
+                        Kind::NoRoom.says("the cached file is shorter than it was"),
+                    ));
+                }
+                *sent += copied;
+                rest.first += copied;
+                rest.length -= copied;
             }
             Err(failure)
                 if failure.kind == Kind::NoRoom
                     && (rest.first == 0 || source.record.validators.are_strong()) =>
             {
                 log::line(&format!("{path}: passed through from here on: {}", failure.sentence));
-                let incoming = origin.get(path, &source.record, rest).map_err(Cut::Source)?;
-                return pass(incoming, rest, out, sent);
+                let mut incoming = origin.get(path, &source.record, rest).map_err(Cut::Source)?;
+                return pass(&mut incoming, rest, out, sent);
             }
             Err(failure) => return Err(Cut::Source(failure)),
         }
@@ -102,7 +122,7 @@ fn send_growing(
     Ok(())
 }
 
-fn pass(mut incoming: Incoming, part: Part, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
+fn pass(incoming: &mut Incoming, part: Part, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
     let mut buffer = vec![0; 64 << 10];
     // A base that cannot send a part sends everything.
     let mut skip = part.first.saturating_sub(incoming.first);

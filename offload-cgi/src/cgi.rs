@@ -17,7 +17,7 @@ use crate::log::{self, Access};
 use crate::options::Options;
 use crate::origin::Origin;
 use crate::reply::Reply;
-use crate::store::Store;
+use crate::store::{Store, Unusable};
 
 /// Why a request is refused before anybody is asked. Every one is the client's fault.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,14 @@ fn check_server(software: Option<&[u8]>, trust: Option<&[u8]>) -> Result<(), Str
 pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
     let ready = read().and_then(|options| {
         let origin = Origin::new(&options)?;
-        let store = Store::open(&options)?;
+        let store = match Store::open(&options) {
+            Ok(store) => Some(store),
+            Err(Unusable::Wrong(sentence)) => return Err(sentence),
+            Err(Unusable::Missing(sentence)) => {
+                log::rarely(&options.cache, "no-cache", &format!("{sentence}; nothing is stored"));
+                None
+            }
+        };
         let (software, trust) = (variable("SERVER_SOFTWARE"), variable("ap_trust_cgilike_cl"));
         check_server(software.as_deref(), trust.as_deref())?;
         Ok((options, origin, store))
@@ -96,17 +103,27 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
     for warning in &options.warnings {
         log::line(warning);
     }
-    let exchange = Exchange { options: &options, origin: &origin, store: &store };
-    let reply = request(variable).map_or_else(
-        |refusal| Reply::refused(refusal.status(), &refusal.to_string()),
-        |request| match request.path.as_str() {
-            "/robots.txt" => {
-                Reply::page(200, "User-agent: *\nDisallow: /").note("our own robots.txt")
-            }
-            _ => exchange.answer(&request),
-        },
-    );
-    send(reply, Some(&options))
+    let exchange = Exchange { options: &options, origin: &origin, store: store.as_ref() };
+    let request = match request(variable) {
+        Ok(request) => request,
+        Err(refusal) => {
+            return send(Reply::refused(refusal.status(), &refusal.to_string()), Some(&options));
+        }
+    };
+    if request.path.as_str() == "/robots.txt" {
+        let page = Reply::page(200, "User-agent: *\nDisallow: /").note("our own robots.txt");
+        return send(page, Some(&options));
+    }
+    let reply = exchange.answer(&request);
+    let revalidate = reply.revalidate;
+    let code = send(reply, Some(&options));
+    if revalidate && let Ok(nothing) = File::open("/dev/null") {
+        // The server need not wait for what the client has no use of.
+        let _ = nix::unistd::dup2_stdout(&nothing);
+        let _ = nix::unistd::dup2_stderr(&nothing);
+        exchange.revalidate(&request);
+    }
+    code
 }
 
 /// A variable of the environment, which need not be text.
@@ -220,7 +237,7 @@ fn write(reply: Reply<'_>, silent: bool, sent: &mut u64) -> Result<(), Cut> {
     let out = io::stdout().as_fd().try_clone_to_owned().map_err(Cut::Client)?;
     let mut out = File::from(out);
     out.write_all(reply.head().as_bytes()).map_err(Cut::Client)?;
-    let body = if silent { Body::None } else { reply.body };
+    let body = if silent { Body::default() } else { reply.body };
     body.send(&mut out, sent)
 }
 

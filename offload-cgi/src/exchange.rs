@@ -1,20 +1,21 @@
-//! One request -> one Reply: asks the base, finds the bytes, writes the head.
+//! One request -> one Reply: asks the base if need be, finds the bytes, writes the head.
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::time::SystemTime;
 
 use offload_core::path::CanonicalPath;
 
-use crate::body::Body;
+use crate::ask::{Asker, Certainty, Found, Known};
+use crate::body::{Body, Piece, Supply};
 use crate::failure::{Failure, Kind};
-use crate::fill::Order;
-use crate::follow::{Follower, Source};
 use crate::http::{Conditions, EntityTag, Modified, Part, Verdict, judge};
 use crate::log;
 use crate::options::Options;
 use crate::origin::{Answer, Origin, Other};
 use crate::reply::Reply;
-use crate::representation::Representation;
-use crate::store::{Generation, Object, Store, Whole};
+use crate::representation::{DATE, Representation};
+use crate::source::Source;
+use crate::store::{Object, Store};
 
 /// How often the base may change a file under our hands before the client is sent away.
 const MOST_CHANGES: u32 = 3;
@@ -31,104 +32,160 @@ pub(crate) struct Request {
 pub(crate) struct Exchange<'a> {
     pub(crate) options: &'a Options,
     pub(crate) origin: &'a Origin,
-    pub(crate) store: &'a Store,
+    /// None where the cache cannot be had: then everything is passed through.
+    pub(crate) store: Option<&'a Store>,
 }
 
 impl<'a> Exchange<'a> {
     /// Answers one request.
     pub(crate) fn answer(&self, request: &Request) -> Reply<'a> {
-        let path = request.path.as_str();
-        let object = self.store.object(&self.options.base, path);
+        let Some(store) = self.store else { return self.answer_without_cache(request) };
+        let object = store.object(&self.options.base, request.path.as_str());
+        let asker = self.asker(store, &object, request);
+        let mut known = asker.find(SystemTime::now());
         for _ in 0..MOST_CHANGES {
-            let checked = SystemTime::now();
-            match self.origin.head(path) {
-                Ok(Answer::File(found)) => match self.serve(request, &object, found, checked) {
+            match known {
+                Ok(Known::File(found)) => match self.serve(request, &object, found) {
                     Err(failure) if failure.kind == Kind::Changed => {}
                     reply => return reply.unwrap_or_else(|failure| Reply::failed(&failure)),
                 },
-                Ok(Answer::Other(other)) => return self.pass_on(request, &object, &other),
+                Ok(Known::Other(other)) => return self.pass_on(request, &asker, &other),
                 Err(failure) if matches!(failure.kind, Kind::Down | Kind::TimedOut) => {
-                    let stale = self.stale(request, &object, &failure.sentence);
+                    let stale = self.stale(request, &asker, &failure.sentence);
                     return stale.unwrap_or_else(|| Reply::failed(&failure));
                 }
                 Err(failure) => return Reply::failed(&failure),
             }
+            known = asker.ask(SystemTime::now());
         }
         Reply::failed(&Kind::Changed.says("the base changes the file all the time"))
     }
 
-    /// Serves the version that the base has now.
+    /// Asks the base about a file that was served although it should have been asked before.
+    pub(crate) fn revalidate(&self, request: &Request) {
+        let Some(store) = self.store else { return };
+        let object = store.object(&self.options.base, request.path.as_str());
+        let asker = self.asker(store, &object, request);
+        match asker.ask(SystemTime::now()) {
+            Ok(Known::Other(other)) if matches!(other.status, 404 | 410) => {
+                forget(&object, request)
+            }
+            Ok(_) => {}
+            Err(failure) => log::line(&format!("{}: {}", request.path, failure.sentence)),
+        }
+    }
+
+    fn asker<'b>(
+        &'b self,
+        store: &'b Store,
+        object: &'b Object,
+        request: &'b Request,
+    ) -> Asker<'b> {
+        let path = request.path.as_str();
+        Asker { options: self.options, origin: self.origin, store, object, path }
+    }
+
+    /// Passes through what the base has, for there is nowhere to keep it.
+    fn answer_without_cache(&self, request: &Request) -> Reply<'a> {
+        match self.origin.head(request.path.as_str()) {
+            Ok(Answer::File(found)) => self
+                .pass_through(request, &found, "miss; detail=no-cache")
+                .unwrap_or_else(|failure| Reply::failed(&failure)),
+            Ok(Answer::Other(other)) => of_base(&other),
+            Err(failure) => Reply::failed(&failure),
+        }
+    }
+
+    /// Serves a version that the base has.
     fn serve(
         &self,
         request: &Request,
         object: &Object,
-        found: Representation,
-        checked: SystemTime,
+        found: Found,
     ) -> Result<Reply<'a>, Failure> {
-        let generation = object.generation(&found.generation());
-        // What is damaged is found out, and put aside, by the follower.
+        let Found { representation: found_now, checked, certainty } = found;
+        if let Some(why) = found_now.unstorable {
+            let forward = format!("miss; detail={}", why.detail());
+            return self.pass_through(request, &found_now, &forward);
+        }
+        let generation = object.generation(&found_now.generation());
+        // What is damaged is found out, and put aside, by who sets the generation up.
         if let Ok(Some(whole)) = generation.open_whole() {
-            if let Err(error) = object.confirm(generation.name(), checked) {
-                log::line(&format!("{}: the check cannot be noted: {error}", request.path));
-            }
             // The date that makes Last-Modified strong is the stored body's.
-            let mut now = found;
+            let mut now = found_now;
             now.validators.answered = whole.record.validators.answered;
-            let source = Source::whole(whole.file, now);
-            return Ok(self.reply_with(request, source).status("offload; hit"));
+            if certainty != Certainty::Asked {
+                object.touch(SystemTime::now());
+            }
+            let reply = self.reply_with(request, Source::whole(whole.file, now));
+            return Ok(hit(reply, checked, certainty));
         }
-        let stale = object.current().is_some_and(|current| current.generation != generation.name());
-        let forward = if stale { "stale" } else { "miss" };
-        let verdict = judge(&request.conditions, &found.validators, found.length, request.get);
-        let part = match verdict {
-            Verdict::Whole => Part::whole(found.length),
-            Verdict::Part(part) => part,
-            _ => return Ok(head(&found, verdict).status(&format!("offload; fwd={forward}"))),
-        };
-        if !request.get {
-            return Ok(head(&found, verdict).status(&format!("offload; fwd={forward}")));
+        let verdict = self.judge(request, &found_now);
+        let parts = verdict.parts(found_now.length);
+        if !request.get || !verdict.has_body() {
+            return Ok(head(&found_now, verdict).status("offload; fwd=miss"));
         }
-        match self.follow(request, generation, &found, checked) {
-            Ok(source) => {
-                let whole = source.whole;
+        let path = request.path.as_str();
+        let source = Source::open(self.options, generation, &found_now, path, &parts);
+        let source = source.and_then(|mut source| {
+            let all_there = source.has(&parts);
+            if let Some(part) = parts.first().filter(|part| part.length > 0) {
+                source.wait_for(part.first)?;
+            }
+            source.refresh();
+            Ok((source, all_there))
+        });
+        match source {
+            Ok((source, true)) => {
+                let reply = self.reply_with(request, source);
+                Ok(hit(reply, checked, certainty))
+            }
+            Ok((source, false)) => {
                 let detail = if source.has_filled() { "; stored" } else { "; collapsed" };
                 let reply = self.reply_with(request, source);
-                let reply = reply.status(&format!("offload; fwd={forward}{detail}"));
                 // httpd would keep the connection, and the client waiting, when the fill breaks off.
-                Ok(if whole { reply } else { reply.header("Connection", "close") })
+                Ok(reply
+                    .status(&format!("offload; fwd=miss{detail}"))
+                    .header("Connection", "close"))
             }
             Err(failure) if failure.kind == Kind::NoRoom => {
-                log::line(&format!("{}: passed through: {}", request.path, failure.sentence));
-                self.pass_through(request, &found, part, forward)
+                let text = format!("{path}: passed through: {}", failure.sentence);
+                log::rarely(&self.options.cache, "no-room", &text);
+                self.pass_through(request, &found_now, "miss; detail=no-room")
             }
             Err(failure) => Err(failure),
         }
     }
 
-    fn follow(
-        &self,
-        request: &Request,
-        generation: Generation,
-        found: &Representation,
-        checked: SystemTime,
-    ) -> Result<Source<'a>, Failure> {
-        let path = request.path.as_str().to_owned();
-        let order = Order { path, wanted: found.clone(), checked };
-        Follower::new(self.store, self.options, generation, order)?.attach()
+    fn judge(&self, request: &Request, found: &Representation) -> Verdict {
+        judge(&request.conditions, &found.validators, found.length, request.get)
     }
 
     /// Answers from a body in the cache.
     fn reply_with(&self, request: &Request, source: Source<'a>) -> Reply<'a> {
         let record = &source.record;
-        let verdict = judge(&request.conditions, &record.validators, record.length, request.get);
-        let reply = head(record, verdict);
-        let part = match verdict {
-            Verdict::Whole => Part::whole(record.length),
-            Verdict::Part(part) => part,
-            _ => return reply,
-        };
+        let verdict = self.judge(request, record);
+        let reply = head(record, verdict.clone());
         let path = request.path.as_str().to_owned();
-        reply.body(Body::Stored { source: Box::new(source), part, origin: self.origin, path })
+        match verdict {
+            Verdict::Whole => {
+                let part = Part::whole(record.length);
+                reply.body(Body::part(part, self.stored(source, path)))
+            }
+            Verdict::Part(part) => reply.body(Body::part(part, self.stored(source, path))),
+            Verdict::Parts(parts) => {
+                let (content_type, length, pieces) = multipart(record, &parts);
+                reply
+                    .header("Content-Type", &content_type)
+                    .header("Content-Length", &length.to_string())
+                    .body(Body { pieces, supply: self.stored(source, path) })
+            }
+            _ => reply,
+        }
+    }
+
+    fn stored(&self, source: Source<'a>, path: String) -> Supply<'a> {
+        Supply::Stored { source: Box::new(source), origin: self.origin, path }
     }
 
     /// Answers from the base without storing.
@@ -136,69 +193,145 @@ impl<'a> Exchange<'a> {
         &self,
         request: &Request,
         found: &Representation,
-        part: Part,
         forward: &str,
     ) -> Result<Reply<'a>, Failure> {
+        let verdict = match self.judge(request, found) {
+            // They would be as many requests to the base.
+            Verdict::Parts(_) => Verdict::Whole,
+            verdict => verdict,
+        };
+        let status = format!("offload; fwd={forward}");
+        let parts = verdict.parts(found.length);
+        let Some(&part) = parts.first().filter(|_| request.get) else {
+            return Ok(head(found, verdict).status(&status));
+        };
         let incoming = self.origin.get(request.path.as_str(), found, part)?;
-        let verdict = judge(&request.conditions, &found.validators, found.length, true);
         Ok(head(&incoming.representation, verdict)
-            .status(&format!("offload; fwd={forward}; detail=no-room"))
+            .status(&status)
             .header("Connection", "close")
-            .body(Body::Passing { incoming: Box::new(incoming), part }))
+            .body(Body::part(part, Supply::Passing(Box::new(incoming)))))
     }
 
     /// Passes on what the base says instead of sending the file.
-    fn pass_on(&self, request: &Request, object: &Object, other: &Other) -> Reply<'a> {
+    fn pass_on(&self, request: &Request, asker: &Asker<'_>, other: &Other) -> Reply<'a> {
         if other.status >= 500
             && let Some(reply) =
-                self.stale(request, object, &format!("the base answered {}", other.status))
+                self.stale(request, asker, &format!("the base answered {}", other.status))
         {
             return reply;
         }
-        if matches!(other.status, 404 | 410)
-            && let Err(error) = object.remove()
-        {
-            log::line(&format!("{}: cannot be removed from the cache: {error}", request.path));
+        if matches!(other.status, 404 | 410) {
+            forget(asker.object, request);
         }
-        let mut reply =
-            Reply::page(other.status, &format!("The base server says {}.", other.status))
-                .note(&format!("the base answered {}", other.status))
-                .status(&format!("offload; fwd=miss; fwd-status={}", other.status));
-        if let Some(location) = &other.location {
-            reply = reply.header("Location", location);
-        }
-        if let Some(retry_after) = &other.retry_after {
-            reply = reply.header("Retry-After", retry_after);
-        }
-        reply
+        of_base(other)
     }
 
     /// Serves what is cached although the base cannot be asked, if that is allowed.
-    fn stale(&self, request: &Request, object: &Object, why: &str) -> Option<Reply<'a>> {
-        let current = object.current()?;
-        let age = current.checked.elapsed().unwrap_or_default();
-        if age > self.options.stale_if_error.duration() {
+    fn stale(&self, request: &Request, asker: &Asker<'_>, why: &str) -> Option<Reply<'a>> {
+        let (found, freshness) = asker.recall()?;
+        let age = found.checked.elapsed().unwrap_or_default();
+        if age > freshness.lifetime.saturating_add(freshness.stale_if_error) {
             return None;
         }
-        let Ok(Some(Whole { file, record })) = object.generation(&current.generation).open_whole()
-        else {
-            return None;
+        let record = &found.representation;
+        let verdict = self.judge(request, record);
+        let reply = if request.get && verdict.has_body() {
+            let parts = verdict.parts(record.length);
+            let generation = asker.object.generation(&record.generation());
+            let source = match generation.open_whole() {
+                Ok(Some(whole)) => Source::whole(whole.file, whole.record),
+                // Perhaps the bytes that are asked for are there although others are not.
+                _ => Source::open(self.options, generation, record, asker.path, &parts).ok()?,
+            };
+            if !source.has(&parts) {
+                return None;
+            }
+            self.reply_with(request, source)
+        } else {
+            head(record, verdict)
         };
         log::line(&format!("{}: served from the cache, unchecked: {why}", request.path));
-        let reply = self.reply_with(request, Source::whole(file, record));
-        let reply = reply.header("Age", &age.as_secs().to_string());
-        Some(reply.status("offload; hit; detail=stale-if-error"))
+        Some(aged(reply, found.checked).status("offload; hit; detail=stale-if-error"))
     }
 }
 
-/// The head of a reply about a version, as the verdict wants it; the body is still to come.
+fn forget(object: &Object, request: &Request) {
+    if let Err(error) = object.remove() {
+        log::line(&format!("{}: cannot be removed from the cache: {error}", request.path));
+    }
+}
+
+/// A reply with the base's status, and nothing else of what it has sent.
+fn of_base<'a>(other: &Other) -> Reply<'a> {
+    let mut reply = Reply::page(other.status, &format!("The base server says {}.", other.status))
+        .note(&format!("the base answered {}", other.status))
+        .status(&format!("offload; fwd=miss; fwd-status={}", other.status));
+    if let Some(location) = &other.location {
+        reply = reply.header("Location", location);
+    }
+    if let Some(retry_after) = &other.retry_after {
+        reply = reply.header("Retry-After", retry_after);
+    }
+    reply
+}
+
+/// A reply from the cache, which says how well it is known that it is the base's.
+fn hit(reply: Reply<'_>, checked: SystemTime, certainty: Certainty) -> Reply<'_> {
+    let reply = aged(reply, checked);
+    match certainty {
+        Certainty::Asked | Certainty::Fresh => reply.status("offload; hit"),
+        Certainty::Stale => {
+            let mut reply = reply.status("offload; hit; detail=stale-while-revalidate");
+            reply.revalidate = true;
+            reply
+        }
+    }
+}
+
+/// Says when the base has vouched for this (RFC 9111, section 5.1).
+fn aged(reply: Reply<'_>, checked: SystemTime) -> Reply<'_> {
+    let age = checked.elapsed().unwrap_or_default();
+    reply.header("Age", &age.as_secs().to_string()).header(DATE, &httpdate::fmt_http_date(checked))
+}
+
+/// Content type, length and pieces of a multipart/byteranges body (RFC 9110, section 14.6).
+fn multipart(record: &Representation, parts: &[Part]) -> (String, u64, Vec<Piece>) {
+    // Random, so that nobody can put it into a file.
+    let boundary = format!("{:016x}{:016x}", random(), random());
+    let content_type = record
+        .header("Content-Type")
+        .map_or(String::new(), |content_type| format!("Content-Type: {content_type}\r\n"));
+    let mut pieces = Vec::with_capacity(parts.len() * 2 + 1);
+    let mut length = 0_u64;
+    for part in parts {
+        let range = part.content_range(record.length);
+        let text = format!("\r\n--{boundary}\r\n{content_type}Content-Range: {range}\r\n\r\n");
+        length = length.saturating_add(text.len() as u64).saturating_add(part.length);
+        pieces.push(Piece::Text(text));
+        pieces.push(Piece::Part(*part));
+    }
+    let end = format!("\r\n--{boundary}--\r\n");
+    length = length.saturating_add(end.len() as u64);
+    pieces.push(Piece::Text(end));
+    (format!("multipart/byteranges; boundary={boundary}"), length, pieces)
+}
+
+fn random() -> u64 {
+    RandomState::new().hash_one(())
+}
+
+/// The head of a reply about a version, as the verdict wants it; the body is still to come. Of several
+/// parts, length and type are those of the body that is made of them.
 fn head<'a>(found: &Representation, verdict: Verdict) -> Reply<'a> {
     let length = found.length;
+    let several = matches!(verdict, Verdict::Parts(_));
+    let not_modified = verdict == Verdict::NotModified;
     let mut reply = match verdict {
         Verdict::Whole => Reply::new(200).header("Content-Length", &length.to_string()),
         Verdict::Part(part) => Reply::new(206)
             .header("Content-Length", &part.length.to_string())
             .header("Content-Range", &part.content_range(length)),
+        Verdict::Parts(_) => Reply::new(206),
         Verdict::NotModified => Reply::new(304),
         Verdict::Failed => return Reply::page(412, "The file is another one by now."),
         Verdict::Unsatisfiable => {
@@ -215,7 +348,8 @@ fn head<'a>(found: &Representation, verdict: Verdict) -> Reply<'a> {
     }
     for (name, value) in &found.headers {
         // A 304 has no content to describe (RFC 9110, section 15.4.5).
-        if verdict != Verdict::NotModified || !name.starts_with("Content-") {
+        let of_content = not_modified && name.starts_with("Content-");
+        if !of_content && *name != DATE && !(several && *name == "Content-Type") {
             reply = reply.header(name, value);
         }
     }

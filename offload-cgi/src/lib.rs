@@ -1,21 +1,26 @@
 //! The offload host's program: serves a base server's files from a cache on disk.
 //!
-//! As a CGI it answers one request: `cgi` reads it, `exchange` asks the base (`origin`) and finds the
-//! bytes (`store`), `follow` reads them while another process of this program (`fill`) writes them.
-#![forbid(unsafe_code)]
+//! As a CGI it answers one request: `cgi` reads it, `exchange` asks the base if need be (`ask`, `origin`) and
+//! finds the bytes (`store`), `source` reads them while other processes of this program (`fill`) write them.
+#![deny(unsafe_code)]
 
+mod ask;
 mod body;
+mod breaker;
 mod cgi;
 mod exchange;
 mod failure;
 mod fill;
-mod follow;
+mod freshness;
 mod http;
 mod log;
 mod options;
 mod origin;
 mod reply;
 mod representation;
+#[allow(unsafe_code)] // Mapped memory, and nothing else.
+mod shared;
+mod source;
 mod store;
 
 use std::ffi::OsString;

@@ -5,12 +5,42 @@ use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Writes one line to stderr, which httpd puts into its error log.
 pub(crate) fn line(text: &str) {
     // Nothing is left to be done about a log that cannot be written.
     let _ = std::io::stderr().write_all(format!("offload-cgi: {}\n", escape(text)).as_bytes());
+}
+
+/// Writes one line, unless one about the same subject was written less than a minute ago. What is written
+/// last is noted in `folder`, or where there is none, beside other temporary files.
+pub(crate) fn rarely(folder: &Path, subject: &str, text: &str) {
+    const PAUSE: Duration = Duration::from_secs(60);
+    let user = nix::unistd::Uid::effective();
+    let places = [
+        folder.join(format!("logged-{subject}")),
+        std::env::temp_dir().join(format!("offload-cgi-{user}-logged-{subject}")),
+    ];
+    for place in places {
+        let note = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            .open(place);
+        let Ok(note) = note else { continue };
+        let Ok(found) = note.metadata() else { continue };
+        let age = found.modified().ok().and_then(|time| time.elapsed().ok());
+        // A new file is empty; one byte says that something was written.
+        if found.len() > 0 && age.is_some_and(|age| age < PAUSE) {
+            return;
+        }
+        if (&note).write_all(b".").is_ok() && note.set_modified(SystemTime::now()).is_ok() {
+            break;
+        }
+    }
+    line(text);
 }
 
 /// Spells control characters and a few others so that a line stays one line.
@@ -85,7 +115,7 @@ fn moment(now: SystemTime) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
+    use std::time::UNIX_EPOCH;
 
     use super::*;
 

@@ -19,8 +19,14 @@ pub(crate) struct Options {
     pub(crate) address: Option<Address>,
     /// The cache's folder.
     pub(crate) cache: PathBuf,
+    /// How much the cache may take of its disk.
+    pub(crate) cache_max: Share,
     /// What the cache leaves free on its disk.
     pub(crate) keep_free: Share,
+    /// How long what the base said is good where it does not say so itself.
+    pub(crate) fresh: Span,
+    /// How many bytes a stretch goes on for when nobody wants it any more.
+    pub(crate) fill_budget: Bytes,
     /// How old the last good check may be when a copy is served while the base is down.
     pub(crate) stale_if_error: Span,
     /// How long to wait without progress.
@@ -77,7 +83,10 @@ struct Draft {
     base: Option<Base>,
     address: Option<Address>,
     cache: Option<PathBuf>,
+    cache_max: Option<Share>,
     keep_free: Option<Share>,
+    fresh: Option<Span>,
+    fill_budget: Option<Bytes>,
     stale_if_error: Option<Span>,
     timeout: Option<Span>,
     ca: Option<PathBuf>,
@@ -93,7 +102,7 @@ struct Setting {
     set: fn(&mut Draft, &OsStr) -> Result<(), String>,
 }
 
-const SETTINGS: [Setting; 9] = [
+const SETTINGS: [Setting; 12] = [
     Setting {
         variable: "OFFLOAD_BASE",
         flag: "base",
@@ -113,10 +122,28 @@ const SETTINGS: [Setting; 9] = [
         set: |draft, value| put(&mut draft.cache, absolute(value)),
     },
     Setting {
+        variable: "OFFLOAD_CACHE_MAX",
+        flag: "cache-max",
+        help: "the most that the cache takes of its disk: bytes (K M G T) or % [90%]",
+        set: |draft, value| put(&mut draft.cache_max, Share::parse(word(value)?)),
+    },
+    Setting {
         variable: "OFFLOAD_KEEP_FREE",
         flag: "keep-free",
-        help: "what stays free on the cache's disk: bytes (K M G T) or % [5%]",
+        help: "what stays free on the cache's disk: bytes (K M G T) or %, and % of its inodes [5%]",
         set: |draft, value| put(&mut draft.keep_free, Share::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_FRESH",
+        flag: "fresh",
+        help: "how long the base's answer is good if it does not say so itself (Cache-Control) [1s]",
+        set: |draft, value| put(&mut draft.fresh, Span::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_FILL_BUDGET",
+        flag: "fill-budget",
+        help: "how much is fetched on for clients that have left, if no more than half is there [16M]",
+        set: |draft, value| put(&mut draft.fill_budget, Bytes::parse(word(value)?)),
     },
     Setting {
         variable: "OFFLOAD_STALE_IF_ERROR",
@@ -154,9 +181,7 @@ const SETTINGS: [Setting; 9] = [
 ];
 
 /// Settings that belong to the program and that this version does not act on yet.
-const LATER: [&str; 7] = [
-    "OFFLOAD_CACHE_MAX",
-    "OFFLOAD_FRESH",
+const LATER: [&str; 5] = [
     "OFFLOAD_MAX_DUPES",
     "OFFLOAD_DUPE_MODE",
     "OFFLOAD_MAX_CLIENTS",
@@ -236,7 +261,10 @@ impl Draft {
             cache: self
                 .cache
                 .ok_or_else(|| missing("OFFLOAD_CACHE", "the absolute path of a folder"))?,
+            cache_max: self.cache_max.unwrap_or(Share::Percent(90)),
             keep_free: self.keep_free.unwrap_or(Share::Percent(5)),
+            fresh: self.fresh.unwrap_or(Span::seconds(1)),
+            fill_budget: self.fill_budget.unwrap_or(Bytes::new(16 << 20)),
             stale_if_error: self.stale_if_error.unwrap_or(Span::seconds(86_400)),
             timeout: self.timeout.unwrap_or(Span::seconds(45)),
             ca: self.ca,
@@ -372,9 +400,9 @@ mod tests {
 
     #[test]
     fn unknown_and_later_settings_are_a_warning_each() {
-        let options = read(&[("OFFLOAD_FRESH", "1s"), ("OFFLOAD_TYPO", "x")], &[]).unwrap();
+        let options = read(&[("OFFLOAD_TRUST", "::1"), ("OFFLOAD_TYPO", "x")], &[]).unwrap();
         assert_eq!(options.warnings.len(), 2);
-        assert!(options.warnings[0].contains("OFFLOAD_FRESH is not supported by this version"));
+        assert!(options.warnings[0].contains("OFFLOAD_TRUST is not supported by this version"));
         assert!(options.warnings[1].contains("OFFLOAD_TYPO is no setting"));
     }
 

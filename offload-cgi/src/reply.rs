@@ -12,12 +12,21 @@ pub(crate) struct Reply<'a> {
     pub(crate) note: String,
     /// Whether the error log is to have the note in any case.
     pub(crate) loud: bool,
+    /// Whether the base is to be asked about the file when the reply is out.
+    pub(crate) revalidate: bool,
 }
 
 impl<'a> Reply<'a> {
     /// A head without headers.
     pub(crate) fn new(code: u16) -> Self {
-        Self { code, headers: Vec::new(), body: Body::None, note: String::new(), loud: false }
+        Self {
+            code,
+            headers: Vec::new(),
+            body: Body::default(),
+            note: String::new(),
+            loud: false,
+            revalidate: false,
+        }
     }
 
     /// A short plain page.
@@ -27,7 +36,7 @@ impl<'a> Reply<'a> {
             .header("Content-Type", "text/plain; charset=utf-8")
             .header("Content-Length", &text.len().to_string())
             .header("X-Content-Type-Options", "nosniff")
-            .body(Body::Text(text))
+            .body(Body::text(text))
     }
 
     /// A page about what the client did wrong; the log is told.

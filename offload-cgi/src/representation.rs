@@ -1,10 +1,12 @@
 //! What the base says about a file: validators, length, the headers that travel with it.
 
 use std::fmt;
+use std::time::Duration;
 
 use sha2::{Digest as _, Sha256};
 use ureq::http::HeaderMap;
 
+use crate::freshness::{Defaults, Freshness};
 use crate::http::{EntityTag, Modified, Validators, parse_date};
 
 /// One version of a file.
@@ -14,10 +16,17 @@ pub(crate) struct Representation {
     pub(crate) length: u64,
     /// Those of `HEADERS` that the base sent.
     pub(crate) headers: Vec<(&'static str, String)>,
+    /// Why it must not be stored, if so.
+    pub(crate) unstorable: Option<Unstorable>,
+    /// For how long another cache has had it already (RFC 9111, section 5.1).
+    pub(crate) age: Duration,
 }
 
+/// When the base gave the answer; kept, but every reply has its own.
+pub(crate) const DATE: &str = "Date";
+
 /// The base's headers that are stored with a file and passed on, besides the validators.
-pub(crate) const HEADERS: [&str; 13] = [
+pub(crate) const HEADERS: [&str; 14] = [
     "Access-Control-Allow-Origin",
     "Cache-Control",
     "Content-Disposition",
@@ -26,6 +35,7 @@ pub(crate) const HEADERS: [&str; 13] = [
     "Content-MD5",
     "Content-Security-Policy",
     "Content-Type",
+    DATE,
     "Digest",
     "Expires",
     "Repr-Digest",
@@ -39,9 +49,25 @@ pub(crate) enum Unfit {
     Authentication,
     NoLength,
     NoValidator,
+}
+
+/// Why a file is passed through and not stored: what the base answers the next time may be another.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Unstorable {
     Cookie,
     Private,
     Varies,
+}
+
+impl Unstorable {
+    /// For `Cache-Status`, and for whoever reads the log.
+    pub(crate) fn detail(self) -> &'static str {
+        match self {
+            Self::Cookie => "set-cookie",
+            Self::Private => "private",
+            Self::Varies => "varies",
+        }
+    }
 }
 
 impl fmt::Display for Unfit {
@@ -50,9 +76,6 @@ impl fmt::Display for Unfit {
             Self::Authentication => "the base wants authentication for it",
             Self::NoLength => "the base does not say how long it is (Content-Length)",
             Self::NoValidator => "the base gives it neither ETag nor Last-Modified",
-            Self::Cookie => "the base sets a cookie with it (Set-Cookie)",
-            Self::Private => "the base says that it is not for everybody (Cache-Control)",
-            Self::Varies => "the base gives different clients different content for it (Vary)",
         })
     }
 }
@@ -66,15 +89,6 @@ impl Representation {
         if headers.contains_key("www-authenticate") {
             return Err(Unfit::Authentication);
         }
-        if headers.contains_key("set-cookie") {
-            return Err(Unfit::Cookie);
-        }
-        if lists(headers, "cache-control", &["private", "no-store"]) {
-            return Err(Unfit::Private);
-        }
-        if lists(headers, "vary", &["*", "authorization", "cookie"]) {
-            return Err(Unfit::Varies);
-        }
         let validators = Validators {
             etag: text(headers, "etag").and_then(EntityTag::parse),
             modified: text(headers, "last-modified").and_then(Modified::parse),
@@ -84,9 +98,29 @@ impl Representation {
             return Err(Unfit::NoValidator);
         }
         let length = total.or_else(|| content_length(headers)).ok_or(Unfit::NoLength)?;
-        let headers =
-            HEADERS.iter().filter_map(|&name| Some((name, joined(headers, name)?))).collect();
-        Ok(Self { validators, length, headers })
+        let unstorable = unstorable(headers);
+        let age = text(headers, "age").and_then(|age| age.parse().ok()).unwrap_or_default();
+        let expires = headers.contains_key("expires");
+        let headers = HEADERS
+            .iter()
+            // A date is only of use to whom `Expires` is told, which changes as often.
+            .filter(|name| **name != DATE || expires)
+            .filter_map(|&name| Some((name, joined(headers, name)?)))
+            .collect();
+        let age = Duration::from_secs(u32::into(age));
+        Ok(Self { validators, length, headers, unstorable, age })
+    }
+
+    /// How long this is good.
+    pub(crate) fn freshness(&self, defaults: Defaults) -> Freshness {
+        let date = self.header(DATE).and_then(parse_date);
+        Freshness::of(self.header("Cache-Control"), self.header("Expires"), date, defaults)
+    }
+
+    /// One of the headers that travel with it.
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        let found = self.headers.iter().find(|(other, _)| *other == name);
+        found.map(|(_, value)| value.as_str())
     }
 
     /// The name of this version: the same for what has the same validators and length.
@@ -105,6 +139,19 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+/// Why an answer with these headers must not be stored (RFC 9111, section 3).
+fn unstorable(headers: &HeaderMap) -> Option<Unstorable> {
+    if headers.contains_key("set-cookie") {
+        return Some(Unstorable::Cookie);
+    }
+    if lists(headers, "cache-control", |word| matches!(word, "private" | "no-store")) {
+        return Some(Unstorable::Private);
+    }
+    // The base is always asked for the identity encoding.
+    lists(headers, "vary", |word| !matches!(word, "" | "accept-encoding"))
+        .then_some(Unstorable::Varies)
 }
 
 /// The one `Content-Length`; none when the base sent several, or a coding that makes it void.
@@ -131,12 +178,12 @@ fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     values.filter(|values| !values.is_empty()).map(|values| values.join(", "))
 }
 
-/// Whether a list header has one of these words, with or without an argument.
-fn lists(headers: &HeaderMap, name: &str, words: &[&str]) -> bool {
+/// Whether a list header has such a word, with or without an argument; words are given in lower case.
+fn lists(headers: &HeaderMap, name: &str, wanted: impl Fn(&str) -> bool) -> bool {
     headers.get_all(name).iter().any(|value| {
         String::from_utf8_lossy(value.as_bytes()).split(',').any(|item| {
             let word = item.split('=').next().unwrap_or("").trim();
-            words.iter().any(|wanted| word.eq_ignore_ascii_case(wanted))
+            wanted(&word.to_ascii_lowercase())
         })
     })
 }
@@ -163,22 +210,23 @@ mod tests {
     const DATE: (&str, &str) = ("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT");
 
     #[test]
-    fn what_is_not_for_everybody_is_unfit() {
-        for (line, unfit) in [
-            (("WWW-Authenticate", "Basic"), Unfit::Authentication),
-            (("Set-Cookie", "a=b"), Unfit::Cookie),
-            (("Cache-Control", "max-age=1, Private"), Unfit::Private),
-            (("Cache-Control", "private=\"x\""), Unfit::Private),
-            (("Cache-Control", "no-store"), Unfit::Private),
-            (("Vary", "Accept-Encoding, cookie"), Unfit::Varies),
-            (("Vary", "Authorization"), Unfit::Varies),
-            (("Vary", "*"), Unfit::Varies),
+    fn what_is_not_for_everybody_is_not_stored() {
+        let unstorable = |line| read(&[LENGTH, ETAG, line]).map(|found| found.unstorable);
+        for (line, why) in [
+            (("Set-Cookie", "a=b"), Unstorable::Cookie),
+            (("Cache-Control", "max-age=1, Private"), Unstorable::Private),
+            (("Cache-Control", "private=\"x\""), Unstorable::Private),
+            (("Cache-Control", "no-store"), Unstorable::Private),
+            (("Vary", "Accept-Encoding, cookie"), Unstorable::Varies),
+            (("Vary", "User-Agent"), Unstorable::Varies),
+            (("Vary", "*"), Unstorable::Varies),
         ] {
-            assert_eq!(read(&[LENGTH, ETAG, line]), Err(unfit), "{line:?}");
+            assert_eq!(unstorable(line), Ok(Some(why)), "{line:?}");
         }
         for line in [("Cache-Control", "no-cache, max-age=0"), ("Vary", "Accept-Encoding")] {
-            assert!(read(&[LENGTH, ETAG, line]).is_ok(), "{line:?}");
+            assert_eq!(unstorable(line), Ok(None), "{line:?}");
         }
+        assert_eq!(unstorable(("WWW-Authenticate", "Basic")), Err(Unfit::Authentication));
     }
 
     #[test]

@@ -1,41 +1,73 @@
 //! The objects on disk: where they are, which generation is current, how one replaces another.
 //!
 //! ```text
-//! objects/ab/<key>.current            the generation that the base had last; its time is the last check's
-//! objects/ab/<key>.lock               held while `.current` is replaced, never across the network
-//! objects/ab/<key>-<generation>.lock  held by the one process that fills this generation
-//! objects/ab/<key>-<generation>.meta  the record: what the base said
-//! objects/ab/<key>-<generation>.part  the body while it grows
-//! objects/ab/<key>-<generation>.body  the body, whole
-//! objects/ab/<key>-<generation>.error why the last fill failed
-//! quarantine/                         what was damaged
+//! objects/abc/<key>.current               the generation that the base had last; its time is the last check's
+//! objects/abc/<key>.lock                  held while `.current` is replaced, never across the network
+//! objects/abc/<key>.check                 held by the one process that asks the base about this object
+//! objects/abc/<key>-<generation>.lock     who sets up, fills, wants which blocks: see `locks`
+//! objects/abc/<key>-<generation>.meta     the record: what the base said
+//! objects/abc/<key>-<generation>.part     the body while it grows: as long as it will be, with holes
+//! objects/abc/<key>-<generation>.map      which bytes of it are there: see `progress`
+//! objects/abc/<key>-<generation>.extents  which bytes of it survive a power cut: see `extents`
+//! objects/abc/<key>-<generation>.body     the body, whole
+//! objects/abc/<key>-<generation>.error    why the last fill failed
+//! quarantine/                             what was damaged
 //! ```
 //! A key is SHA-256 of base and path, a generation one of the validators: no byte that a client or a
-//! base has sent stands in a file name.
+//! base has sent stands in a file name. `abc` are the first digits of the key.
 
+mod check;
+mod extents;
 mod files;
 mod generation;
+mod locks;
+mod progress;
 mod record;
-mod watch;
+mod space;
 
 use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::generation::{Generation, Stamp, Whole};
-pub(crate) use self::watch::Watch;
+pub(crate) use self::check::Turn;
+pub(crate) use self::extents::{Blocks, Extents};
+pub(crate) use self::files::{note, read_text, remove};
+pub(crate) use self::generation::{Generation, Growing, Joined, Stamp, is_name};
+pub(crate) use self::locks::Locks;
+pub(crate) use self::progress::Progress;
 use crate::log;
 use crate::options::{Base, Options, Share};
 use crate::representation::hex;
 
+/// So many checks are counted, each as a byte of a file that takes a block anyway.
+const MOST_CHECKS: u64 = 4096;
+
 /// The cache's folder.
 pub(crate) struct Store {
     root: PathBuf,
+    cache_max: Share,
     keep_free: Share,
+}
+
+/// Why there is no cache, in a sentence.
+#[derive(Debug)]
+pub(crate) enum Unusable {
+    /// It cannot be had now: everything is passed through meanwhile.
+    Missing(String),
+    /// It must not be used: nothing is served.
+    Wrong(String),
+}
+
+impl Unusable {
+    pub(crate) fn sentence(self) -> String {
+        match self {
+            Self::Missing(sentence) | Self::Wrong(sentence) => sentence,
+        }
+    }
 }
 
 /// One file of the base, in all its generations.
@@ -60,15 +92,15 @@ impl Store {
     ///
     /// # Errors
     /// A sentence, when the folder cannot be had, or others could write to it.
-    pub(crate) fn open(options: &Options) -> Result<Self, String> {
+    pub(crate) fn open(options: &Options) -> Result<Self, Unusable> {
         let root = &options.cache;
-        let wrong = |what: String| format!("OFFLOAD_CACHE: '{}' {what}", root.display());
-        match DirBuilder::new().recursive(true).mode(0o700).create(root) {
-            Ok(()) => {}
-            Err(error) => return Err(wrong(format!("cannot be made: {error}"))),
+        let sentence = |what: String| format!("OFFLOAD_CACHE: '{}' {what}", root.display());
+        let wrong = |what: String| Unusable::Wrong(sentence(what));
+        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(root) {
+            return Err(Unusable::Missing(sentence(format!("cannot be made: {error}"))));
         }
-        let found =
-            fs::metadata(root).map_err(|error| wrong(format!("cannot be read: {error}")))?;
+        let found = fs::metadata(root)
+            .map_err(|error| Unusable::Missing(sentence(format!("cannot be read: {error}"))))?;
         let user = nix::unistd::Uid::effective().as_raw();
         if found.uid() != user && found.uid() != 0 {
             return Err(wrong(format!(
@@ -82,25 +114,25 @@ impl Store {
                 found.mode() & 0o777
             )));
         }
-        Ok(Self { root: root.clone(), keep_free: options.keep_free })
+        Ok(Self { root: root.clone(), cache_max: options.cache_max, keep_free: options.keep_free })
     }
 
     /// The object of a path on a base. Touches no disk.
     pub(crate) fn object(&self, base: &Base, path: &str) -> Object {
         let key = hex(&Sha256::digest(format!("{base}\0{path}")));
-        let folder = self.root.join("objects").join(&key[..2]);
-        let source = format!("{base}{path}");
-        Object { folder, quarantine: self.root.join("quarantine"), key, source }
+        Object { source: format!("{base}{path}"), ..self.object_of_key(&key) }
     }
 
-    /// Whether `length` more bytes leave as much free as is wanted.
-    ///
-    /// # Errors
-    /// When the disk does not tell.
-    pub(crate) fn has_room(&self, length: u64) -> io::Result<bool> {
-        let disk = fs2::statvfs(&self.root)?;
-        let wanted = length.saturating_add(self.keep_free.of(disk.total_space()));
-        Ok(disk.available_space() >= wanted)
+    /// The object whose files have this key; where it comes from is not known.
+    fn object_of_key(&self, key: &str) -> Object {
+        let folder = self.root.join("objects").join(key.get(..3).unwrap_or_default());
+        let quarantine = self.root.join("quarantine");
+        Object { folder, quarantine, key: key.to_owned(), source: String::new() }
+    }
+
+    /// The file in which the circuit breaker of a base keeps what it knows.
+    pub(crate) fn breaker(&self, base: &str) -> PathBuf {
+        self.root.join(format!("breaker-{}", &hex(&Sha256::digest(base))[..16]))
     }
 }
 
@@ -124,7 +156,9 @@ impl Object {
         let file = files::open(&path).ok()?;
         let checked = file.metadata().and_then(|found| found.modified()).ok()?;
         let text = files::read(file).unwrap_or_default();
-        let name = text.strip_suffix('\n').filter(|name| generation::is_name(name));
+        // Each line break behind it is a check.
+        let name = text.strip_suffix('\n').map(|text| text.trim_end_matches('\n'));
+        let name = name.filter(|name| is_name(name));
         let Some(name) = name else {
             log::line(&format!("'{}' is damaged and was put aside", path.display()));
             let _ = files::put_aside(&path, &self.quarantine);
@@ -133,7 +167,7 @@ impl Object {
         Some(Current { generation: name.to_owned(), checked })
     }
 
-    /// Notes that the base was asked at `checked` and had `generation`, which is whole.
+    /// Notes that the base was asked at `checked` and had `generation`.
     ///
     /// Older generations go; a later check wins over an earlier one, whatever finishes first.
     /// Returns whether the generation is the current one now.
@@ -146,21 +180,48 @@ impl Object {
         {
             // Should another process replace the file meanwhile, this touches the old one: harmless.
             if current.checked < checked {
-                files::open_to_touch(&self.file("current"))?.set_modified(checked)?;
+                let mut file = files::open_to_touch(&self.file("current"))?;
+                if file.metadata()?.len() < MOST_CHECKS {
+                    file.write_all(b"\n")?;
+                }
+                file.set_modified(checked)?;
             }
             return Ok(true);
         }
+        self.prepare()?;
         let _lock = self.lock()?;
-        if let Some(current) = self.current()
+        let before = self.current();
+        if let Some(current) = &before
             && current.generation != generation
             && current.checked > checked
         {
             return Ok(false);
         }
         let text = format!("{generation}\n");
-        files::write(&self.file("current"), text.as_bytes(), Some(checked))?;
-        self.sweep(Some(generation));
+        files::note_at(&self.file("current"), text.as_bytes(), checked)?;
+        if before.is_some_and(|before| before.generation != generation) {
+            self.sweep(Some(generation));
+        }
         Ok(true)
+    }
+
+    /// Makes the next request ask the base, whatever it has said about how long its answer is good.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn doubt(&self) -> io::Result<()> {
+        match files::open_to_touch(&self.file("current")) {
+            Ok(current) => current.set_modified(SystemTime::UNIX_EPOCH),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a generation that is not the current one, unless somebody reads or fills it.
+    pub(crate) fn leave(&self, generation: &Generation) {
+        if self.current().is_none_or(|current| current.generation != generation.name()) {
+            let _ = generation.remove();
+        }
     }
 
     /// Removes the object: the base does not have it any more.
@@ -173,9 +234,18 @@ impl Object {
             return Ok(());
         }
         let _lock = self.lock()?;
-        files::remove(&path)?;
+        remove(&path)?;
         self.sweep(None);
-        Ok(())
+        remove(&self.file("lock"))
+    }
+
+    /// Waits for the turn to ask the base about this object.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn turn(&self) -> io::Result<Turn> {
+        self.prepare()?;
+        Turn::wait(self.file("check"))
     }
 
     /// Serialises the writers of `.current`.
@@ -186,8 +256,7 @@ impl Object {
         files::lock(&self.file("lock"))
     }
 
-    /// Removes all generations but one; those that are being filled stay, for they have readers.
-    /// Who has a file open reads it to its end.
+    /// Removes all generations but one; those that somebody reads or fills stay.
     fn sweep(&self, keep: Option<&str>) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut names: Vec<String> = entries
@@ -196,12 +265,14 @@ impl Object {
                 let name = name.strip_prefix(&self.key)?.strip_prefix('-')?;
                 Some(name.split('.').next()?.to_owned())
             })
-            .filter(|name| generation::is_name(name) && keep != Some(name))
+            .filter(|name| is_name(name) && keep != Some(name))
             .collect();
         names.sort();
         names.dedup();
         for name in names {
-            self.generation(&name).remove();
+            if let Err(error) = self.generation(&name).remove() {
+                log::line(&format!("an old version of {} stays: {error}", self.source));
+            }
         }
     }
 

@@ -36,18 +36,37 @@ impl Validators {
 }
 
 /// What a request for an existing file is to be answered with.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) enum Verdict {
     /// 200 and everything.
     Whole,
     /// 206 and these bytes.
     Part(Part),
+    /// 206 and these parts as multipart/byteranges.
+    Parts(Vec<Part>),
     /// 304.
     NotModified,
     /// 412.
     Failed,
     /// 416.
     Unsatisfiable,
+}
+
+impl Verdict {
+    /// The bytes of a file of `length` bytes that it sends.
+    pub(crate) fn parts(&self, length: u64) -> Vec<Part> {
+        match self {
+            Self::Whole => vec![Part::whole(length)],
+            Self::Part(part) => vec![*part],
+            Self::Parts(parts) => parts.clone(),
+            Self::NotModified | Self::Failed | Self::Unsatisfiable => Vec::new(),
+        }
+    }
+
+    /// Whether bytes of the file are sent.
+    pub(crate) fn has_body(&self) -> bool {
+        matches!(self, Self::Whole | Self::Part(_) | Self::Parts(_))
+    }
 }
 
 /// Judges in the order of RFC 9110, section 13.2.2; `get` is false for HEAD, which has no ranges.
@@ -86,6 +105,7 @@ pub(crate) fn judge(
             match select(range, length) {
                 Selection::Whole => Verdict::Whole,
                 Selection::Part(part) => Verdict::Part(part),
+                Selection::Parts(parts) => Verdict::Parts(parts),
                 Selection::Unsatisfiable => Verdict::Unsatisfiable,
             }
         }

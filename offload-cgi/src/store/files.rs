@@ -20,6 +20,11 @@ pub(super) fn open(path: &Path) -> io::Result<File> {
     options().read(true).open(path)
 }
 
+/// Opens to read and to write.
+pub(super) fn open_to_write(path: &Path) -> io::Result<File> {
+    options().read(true).write(true).open(path)
+}
+
 /// Opens to set the time of.
 pub(super) fn open_to_touch(path: &Path) -> io::Result<File> {
     options().append(true).open(path)
@@ -27,7 +32,7 @@ pub(super) fn open_to_touch(path: &Path) -> io::Result<File> {
 
 /// Makes a new file, which must not be there.
 pub(super) fn create(path: &Path) -> io::Result<File> {
-    options().write(true).create_new(true).open(path)
+    options().read(true).write(true).create_new(true).open(path)
 }
 
 /// Reads a text file.
@@ -39,21 +44,30 @@ pub(super) fn read(file: File) -> io::Result<String> {
 
 /// Writes a file so that it has either its old content or its new one, also after a power cut.
 /// The caller holds the lock that this file belongs to.
-pub(super) fn write(path: &Path, bytes: &[u8], time: Option<SystemTime>) -> io::Result<()> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(path);
-    let file = write_new(&temporary, bytes)?;
-    if let Some(time) = time {
-        file.set_modified(time)?;
-    }
-    file.sync_all()?;
+    write_new(&temporary, bytes)?.sync_all()?;
     rename(&temporary, path)
 }
 
 /// Writes a file at once, but not for ever: a power cut may take it away.
-pub(super) fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// Who holds no lock for it may lose it to another who writes at the same time.
+pub(crate) fn note(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let temporary = temporary(path);
     write_new(&temporary, bytes)?;
     fs::rename(&temporary, path)
+}
+
+/// The same with the time that the file is to have.
+pub(super) fn note_at(path: &Path, bytes: &[u8], time: SystemTime) -> io::Result<()> {
+    let temporary = temporary(path);
+    write_new(&temporary, bytes)?.set_modified(time)?;
+    fs::rename(&temporary, path)
+}
+
+/// Reads a text file, if there is one.
+pub(crate) fn read_text(path: &Path) -> Option<String> {
+    read(open(path).ok()?).ok()
 }
 
 /// Always the same name, for the lock lets nobody else write: what a crash leaves is found again.
@@ -73,14 +87,24 @@ fn write_new(path: &Path, bytes: &[u8]) -> io::Result<File> {
 /// Renames within a folder, to stay.
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
-    to.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    sync_folder_of(to)
+}
+
+/// Makes what happened to the names in a file's folder stay.
+pub(super) fn sync_folder_of(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
 }
 
 /// Removes a file, which need not be there.
-pub(super) fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    remove_existing(path).map(drop)
+}
+
+/// Removes a file, and says whether it was there.
+pub(super) fn remove_existing(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        result => result.map(|()| true),
     }
 }
 
@@ -94,21 +118,7 @@ pub(super) fn put_aside(path: &Path, quarantine: &Path) -> io::Result<()> {
     }
 }
 
-/// Takes a lock, unless another process has it. The kernel gives it back when its last holder dies.
-pub(super) fn try_lock(path: &Path) -> io::Result<Option<File>> {
-    loop {
-        let file = open_lock(path)?;
-        match fs2::FileExt::try_lock_exclusive(&file) {
-            Ok(()) if is_there(&file, path) => return Ok(Some(file)),
-            // Its holder has removed it: what was locked is not what others see.
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-/// Takes a lock, and waits for it.
+/// Takes a lock, and waits for it. The kernel gives it back when its last holder dies.
 pub(super) fn lock(path: &Path) -> io::Result<File> {
     loop {
         let file = open_lock(path)?;
@@ -119,12 +129,13 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
     }
 }
 
-/// Opens a lock file to read only: nobody who waits for the folder is woken when it is closed.
-fn open_lock(path: &Path) -> io::Result<File> {
-    options().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_CREAT).open(path)
+/// Opens a lock file, and makes it when it is missing.
+pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+    options().read(true).write(true).create(true).truncate(false).open(path)
 }
 
-fn is_there(file: &File, path: &Path) -> bool {
+/// Whether an open file is the one that has this name.
+pub(super) fn is_there(file: &File, path: &Path) -> bool {
     let number = |found: fs::Metadata| (found.dev(), found.ino());
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(locked), Ok(seen)) => number(locked) == number(seen),

@@ -65,7 +65,8 @@ pub(super) fn parse(text: &str, source: &str, name: &str) -> Result<Representati
         return Err("it is the record of another file");
     }
     let length = length.ok_or("it has no length")?;
-    let representation = Representation { validators, length, headers };
+    let representation =
+        Representation { validators, length, headers, ..Representation::default() };
     if representation.generation() != name {
         return Err("it is the record of another generation");
     }
@@ -94,6 +95,7 @@ mod tests {
             },
             length,
             headers: vec![("Content-Type", value)],
+            ..Representation::default()
         }
     }
 

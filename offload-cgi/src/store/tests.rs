@@ -1,15 +1,15 @@
 //! Keys, publishing, and what becomes of older generations.
 
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::io::Read as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _, symlink};
 use std::time::Duration;
 
 use super::*;
-use crate::http::{EntityTag, Validators};
+use crate::http::{EntityTag, Part, Validators};
 use crate::representation::Representation;
 
 fn store(folder: &Path) -> Store {
-    Store { root: folder.to_owned(), keep_free: Share::Percent(0) }
+    Store { root: folder.to_owned(), cache_max: Share::Percent(100), keep_free: Share::Percent(0) }
 }
 
 fn object(folder: &Path) -> Object {
@@ -22,7 +22,15 @@ fn version(etag: &str, length: usize) -> Representation {
     Representation {
         validators: Validators { etag: EntityTag::parse(etag), ..Validators::default() },
         length: length as u64,
-        headers: Vec::new(),
+        ..Representation::default()
+    }
+}
+
+/// Joins the readers of a generation that is not whole.
+fn join(generation: &Generation, version: &Representation) -> (Growing, Locks) {
+    match generation.join(version, &[Part::whole(version.length)]).unwrap() {
+        Joined::Growing(growing, locks) => (growing, locks),
+        Joined::Whole(_) => panic!("it is whole"),
     }
 }
 
@@ -30,11 +38,11 @@ fn version(etag: &str, length: usize) -> Representation {
 fn publish(object: &Object, etag: &str, text: &str, checked: SystemTime) -> Generation {
     let version = version(etag, text.len());
     let generation = object.generation(&version.generation());
-    let _lock = generation.try_lock().unwrap().unwrap();
-    let _bell = generation.begin().unwrap();
-    let mut part = generation.create(&version).unwrap();
-    part.write_all(text.as_bytes()).unwrap();
-    generation.publish(&part, checked).unwrap();
+    let (growing, _locks) = join(&generation, &version);
+    growing.file.write_all_at(text.as_bytes(), 0).unwrap();
+    growing.progress.set_landed(0, u32::try_from(text.len()).unwrap());
+    generation.publish(&growing.file).unwrap();
+    object.confirm(generation.name(), checked).unwrap();
     generation
 }
 
@@ -65,32 +73,127 @@ fn a_key_is_made_of_base_and_path_and_of_no_byte_of_them() {
 }
 
 #[test]
-fn a_generation_is_seen_when_it_is_whole_and_not_before() {
+fn a_generation_is_seen_as_far_as_it_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let object = object(folder.path());
     let version = version("\"1\"", 4);
     let generation = object.generation(&version.generation());
-    let lock = generation.try_lock().unwrap().unwrap();
-    let mut part = generation.create(&version).unwrap();
-    part.write_all(b"text").unwrap();
-    assert_eq!(text(&generation), None);
-    assert!(object.current().is_none());
-    assert_eq!(generation.open_growing().unwrap().record, version);
-    generation.publish(&part, at(0)).unwrap();
-    drop(lock);
+    let (filler, _locks) = join(&generation, &version);
+    let (reader, _wants) = join(&generation, &version);
+    assert_eq!(reader.record, version);
+    filler.file.write_all_at(b"te", 0).unwrap();
+    assert_eq!(reader.progress.available(0), 0);
+    filler.progress.set_landed(0, 2);
+    assert_eq!((reader.progress.available(0), reader.progress.available(1)), (2, 1));
+    assert_eq!((reader.progress.available(2), reader.progress.is_whole()), (0, false));
+    filler.file.write_all_at(b"xt", 2).unwrap();
+    filler.progress.set_landed(0, 4);
+    assert!(reader.progress.is_whole() && text(&generation).is_none());
+    generation.publish(&filler.file).unwrap();
     assert_eq!(text(&generation).as_deref(), Some("text"));
-    let current = object.current().unwrap();
-    assert_eq!((current.generation.as_str(), current.checked), (generation.name(), at(0)));
 }
 
 #[test]
-fn a_lock_has_one_holder_and_dies_with_it() {
+fn whoever_waits_is_woken_by_what_is_announced() {
     let folder = tempfile::tempdir().unwrap();
-    let generation = object(folder.path()).generation(&version("\"1\"", 4).generation());
-    let lock = generation.try_lock().unwrap();
-    assert!(lock.is_some() && generation.try_lock().unwrap().is_none());
-    drop(lock);
-    assert!(generation.try_lock().unwrap().is_some());
+    let object = object(folder.path());
+    let version = version("\"1\"", 4);
+    let generation = object.generation(&version.generation());
+    let (filler, _locks) = join(&generation, &version);
+    let (reader, _wants) = join(&generation, &version);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            while reader.progress.available(0) == 0 {
+                let seen = reader.progress.changes();
+                if reader.progress.available(0) == 0 {
+                    reader.progress.wait(seen, Duration::from_secs(60));
+                }
+            }
+        });
+        filler.progress.set_landed(0, 1);
+        filler.progress.announce();
+        waiting.join().unwrap();
+    });
+}
+
+#[test]
+fn after_a_reboot_only_what_is_surely_on_the_disk_is_believed() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("\"1\"", 3 << 20);
+    let generation = object.generation(&version.generation());
+    let (filler, locks) = join(&generation, &version);
+    filler.progress.set_landed(0, 1 << 20);
+    generation.keep(&filler.progress.extents()).unwrap();
+    filler.progress.set_landed(1, 77);
+    drop((filler, locks));
+    // Another boot's progress is another file's.
+    let map = generation_file(&object, &generation, "map");
+    let mut bytes = fs::read(&map).unwrap();
+    bytes[16] ^= 1;
+    fs::write(&map, bytes).unwrap();
+    assert!(generation.open_growing().unwrap().is_none());
+    let (again, _locks) = join(&generation, &version);
+    assert_eq!((again.progress.landed(0), again.progress.landed(1)), (1 << 20, 0));
+    // Nor is a damaged note of extents believed.
+    fs::remove_file(&map).unwrap();
+    fs::write(generation_file(&object, &generation, "extents"), "offload-extents 1\n").unwrap();
+    let (again, _locks) = join(&generation, &version);
+    assert_eq!(again.progress.extents().total(), 0);
+}
+
+#[test]
+fn a_new_body_does_not_inherit_extents() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("\"1\"", 3 << 20);
+    let generation = object.generation(&version.generation());
+    let (filler, locks) = join(&generation, &version);
+    filler.progress.set_landed(0, 1 << 20);
+    generation.keep(&filler.progress.extents()).unwrap();
+    drop((filler, locks));
+    for kind in ["part", "map"] {
+        fs::remove_file(generation_file(&object, &generation, kind)).unwrap();
+    }
+    let (again, _locks) = join(&generation, &version);
+    assert_eq!(again.progress.extents().total(), 0);
+}
+
+#[test]
+fn what_was_given_up_is_begun_anew_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("W/\"1\"", 4);
+    let generation = object.generation(&version.generation());
+    let (old, locks) = join(&generation, &version);
+    old.progress.set_landed(0, 2);
+    old.progress.give_up();
+    drop(locks);
+    let (new, _locks) = join(&generation, &version);
+    assert_eq!(new.progress.available(0), 0);
+    assert!(old.progress.is_given_up() && !new.progress.is_given_up());
+}
+
+#[test]
+fn what_somebody_reads_or_fills_is_not_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("\"1\"", 4);
+    let generation = object.generation(&version.generation());
+    let reader = join(&generation, &version);
+    assert!(!generation.remove().unwrap());
+    drop(reader);
+    assert!(generation.remove().unwrap());
+    let generation = publish(&object, "\"2\"", "text", at(0));
+    let reader = generation.open_whole().unwrap();
+    assert!(!generation.remove().unwrap());
+    drop(reader);
+    assert!(generation.remove().unwrap());
+    assert_eq!(fs::read_dir(&object.folder).unwrap().count(), 2, "lock and current");
+}
+
+fn generation_file(object: &Object, generation: &Generation, kind: &str) -> PathBuf {
+    object.folder.join(format!("{}-{}.{kind}", object.key, generation.name()))
 }
 
 #[test]
@@ -100,10 +203,13 @@ fn a_new_generation_replaces_the_old_one_whose_readers_go_on() {
     let old = publish(&object, "\"1\"", "old", at(0));
     let mut reader = old.open_whole().unwrap().unwrap().file;
     let new = publish(&object, "\"2\"", "new", at(1));
-    assert_eq!((text(&old), text(&new).as_deref()), (None, Some("new")));
-    let mut text = String::new();
-    reader.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "old");
+    assert_eq!(text(&new).as_deref(), Some("new"));
+    let mut read = String::new();
+    reader.read_to_string(&mut read).unwrap();
+    assert_eq!(read, "old");
+    drop(reader);
+    object.leave(&old);
+    assert_eq!(text(&old), None);
     let left = fs::read_dir(&object.folder).unwrap().count();
     assert_eq!(left, 5, "lock, current, and lock, meta, body of the new one");
 }
@@ -114,6 +220,7 @@ fn a_generation_that_comes_late_does_not_replace_a_later_one() {
     let object = object(folder.path());
     let new = publish(&object, "\"2\"", "new", at(1));
     let old = publish(&object, "\"1\"", "old", at(0));
+    object.leave(&old);
     assert_eq!((text(&old), text(&new).as_deref()), (None, Some("new")));
     assert_eq!(object.current().unwrap().generation, new.name());
 }
@@ -144,10 +251,26 @@ fn a_generation_that_is_being_filled_is_not_swept() {
     let object = object(folder.path());
     let version = version("\"1\"", 4);
     let filling = object.generation(&version.generation());
-    let _lock = filling.try_lock().unwrap().unwrap();
-    let _part = filling.create(&version).unwrap();
-    publish(&object, "\"2\"", "new", at(0));
-    assert!(filling.open_growing().is_some());
+    object.confirm(filling.name(), at(0)).unwrap();
+    let _reader = join(&filling, &version);
+    publish(&object, "\"2\"", "new", at(1));
+    assert!(filling.open_growing().unwrap().is_some());
+}
+
+#[test]
+fn headers_are_kept_up_to_date_and_the_first_date_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let mut found = version("\"1\"", 4);
+    let generation = object.generation(&found.generation());
+    found.validators.answered = Some(at(0));
+    generation.describe(&found).unwrap();
+    found.validators.answered = Some(at(9));
+    found.headers = vec![("Content-Type", "a/b".into())];
+    generation.describe(&found).unwrap();
+    let record = generation.record().unwrap().unwrap();
+    assert_eq!(record.headers, found.headers);
+    assert_eq!(record.validators.answered, Some(at(0)));
 }
 
 #[test]
@@ -159,7 +282,9 @@ fn a_body_of_the_wrong_size_is_damaged_and_put_aside() {
     fs::write(&body, "tex").unwrap();
     let damage = generation.open_whole().unwrap_err();
     assert!(damage.contains("3 bytes instead of 4"), "{damage}");
-    generation.put_aside(&damage);
+    let version = version("\"1\"", 4);
+    let (growing, _locks) = join(&generation, &version);
+    assert_eq!(growing.progress.available(0), 0);
     assert!(generation.open_whole().unwrap().is_none());
     assert_eq!(fs::read_dir(&object.quarantine).unwrap().count(), 2);
 }
@@ -201,6 +326,6 @@ fn a_folder_that_others_can_write_is_refused_with_the_remedy() {
     assert!(Store::open(&options).is_ok());
     assert_eq!(fs::metadata(&cache).unwrap().mode() & 0o777, 0o700);
     fs::set_permissions(&cache, fs::Permissions::from_mode(0o770)).unwrap();
-    let error = Store::open(&options).err().unwrap();
+    let Err(Unusable::Wrong(error)) = Store::open(&options) else { panic!("it is used") };
     assert!(error.starts_with("OFFLOAD_CACHE") && error.contains("chmod 0700"), "{error}");
 }

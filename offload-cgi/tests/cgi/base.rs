@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 
@@ -64,8 +64,11 @@ struct State {
     pages: HashMap<String, Page>,
     /// What a path becomes when it has been asked with HEAD.
     after_head: HashMap<String, Page>,
+    /// What a path becomes when it has been asked with GET.
+    after_get: HashMap<String, Page>,
     seen: Vec<Seen>,
     released: bool,
+    heads_held: bool,
 }
 
 #[derive(Default)]
@@ -73,6 +76,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     down: AtomicBool,
+    attempts: AtomicUsize,
 }
 
 /// The server; it ends with the test's process.
@@ -105,9 +109,29 @@ impl Base {
         self.shared.state.lock().unwrap().after_head.insert(path.to_owned(), page);
     }
 
+    /// What `path` becomes right after the next GET.
+    pub(crate) fn put_after_get(&self, path: &str, page: Page) {
+        self.shared.state.lock().unwrap().after_get.insert(path.to_owned(), page);
+    }
+
     /// From now on every connection is closed at once.
     pub(crate) fn go_down(&self) {
         self.shared.down.store(true, Ordering::SeqCst);
+    }
+
+    /// How many connections there were.
+    pub(crate) fn attempts(&self) -> usize {
+        self.shared.attempts.load(Ordering::SeqCst)
+    }
+
+    /// From now on the answer to a HEAD waits for `release_heads`.
+    pub(crate) fn hold_heads(&self) {
+        self.shared.state.lock().unwrap().heads_held = true;
+    }
+
+    pub(crate) fn release_heads(&self) {
+        self.shared.state.lock().unwrap().heads_held = false;
+        self.shared.changed.notify_all();
     }
 
     /// Lets all paused answers go on.
@@ -134,6 +158,7 @@ impl Base {
 }
 
 fn serve(mut stream: TcpStream, shared: &Shared) {
+    shared.attempts.fetch_add(1, Ordering::SeqCst);
     if shared.down.load(Ordering::SeqCst) {
         return;
     }
@@ -154,13 +179,18 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     let page = {
         let mut state = shared.state.lock().unwrap();
         let page = state.pages.get(&path).cloned();
-        if method == "HEAD"
-            && let Some(next) = state.after_head.remove(&path)
-        {
+        let next = match method.as_str() {
+            "HEAD" => state.after_head.remove(&path),
+            _ => state.after_get.remove(&path),
+        };
+        if let Some(next) = next {
             state.pages.insert(path, next);
         }
         state.seen.push(Seen { method: method.clone(), headers: headers.clone() });
         shared.changed.notify_all();
+        while method == "HEAD" && state.heads_held {
+            state = shared.changed.wait(state).unwrap();
+        }
         page.unwrap_or_else(|| Page::status(404, &[]))
     };
     // The client may be gone: that is its affair.
@@ -209,7 +239,7 @@ fn respond(
         return Ok(());
     }
     let mut sent = 0;
-    if let Some(pause) = page.pause_at {
+    if let Some(pause) = page.pause_at.map(|pause| pause.min(body.len())) {
         stream.write_all(&body[..pause])?;
         stream.flush()?;
         sent = pause;
@@ -218,6 +248,6 @@ fn respond(
             state = shared.changed.wait(state).unwrap();
         }
     }
-    let end = page.break_at.unwrap_or(body.len());
+    let end = page.break_at.map_or(body.len(), |end| end.min(body.len()));
     stream.write_all(&body[sent..end.max(sent)])
 }

@@ -14,9 +14,7 @@ fn a_changed_file_is_fetched_anew_and_the_old_one_goes() {
         base.put("/a", Page::new(etag, text));
         let reply = host.get("/a");
         assert_eq!((reply.text(), reply.header("ETag")), (text, Some(etag)));
-        if text != "one" {
-            assert_eq!(reply.cache_status(), "offload; fwd=stale; stored");
-        }
+        assert_eq!(reply.cache_status(), "offload; fwd=miss; stored");
         assert_eq!(host.get("/a").text(), text);
     }
     assert_eq!(host.files("body").len(), 1);
@@ -70,17 +68,23 @@ fn a_base_that_says_nothing_is_a_504() {
 }
 
 #[test]
-fn a_body_that_stops_is_cut_and_not_kept() {
-    let base = Base::start();
-    let mut page = Page::new("\"v1\"", pattern(2000));
+fn a_body_that_stops_is_cut_when_patience_ends_and_gone_on_with_later() {
+    let (base, body) = (Base::start(), pattern(2000));
+    let mut page = Page::new("\"v1\"", body.clone());
     page.pause_at = Some(1000);
-    base.put("/a", page);
+    base.put("/a", page.clone());
     let mut host = Host::new(&base);
     host.set("OFFLOAD_TIMEOUT", "200ms");
+    page.pause_at = Some(0);
+    base.put_after_get("/a", page);
     let reply = host.get("/a");
     assert!(reply.status == 200 && !reply.success, "{}", reply.log);
     assert!(reply.log.contains("cut off after 1000 bytes"), "{}", reply.log);
     assert!(host.files("body").is_empty());
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    assert!(host.get("/a").body == body);
+    let last = base.seen().pop().unwrap();
+    assert_eq!(last.headers["range"], "bytes=1000-1999");
     base.release();
 }
 
@@ -115,23 +119,34 @@ fn a_base_that_says_one_thing_to_head_and_another_to_get_is_given_up() {
 }
 
 #[test]
-fn a_short_body_is_cut_and_never_kept() {
-    let (base, body) = (Base::start(), pattern(2000));
+fn a_body_that_breaks_off_is_gone_on_with_and_the_client_sees_a_pause() {
+    let (base, body) = (Base::start(), pattern(5000));
     let mut page = Page::new("\"v1\"", body.clone());
     page.break_at = Some(1000);
     base.put("/a", page);
     let host = Host::new(&base);
     let reply = host.get("/a");
-    if reply.status == 200 {
-        assert!(!reply.success && reply.body.len() <= 1000, "{}", reply.log);
-    } else {
-        assert_eq!(reply.status, 502);
-    }
-    assert!(host.files("body").is_empty());
-    assert!(base.count("GET") <= 4, "{}", base.count("GET"));
-    base.put("/a", Page::new("\"v1\"", body.clone()));
+    assert!(reply.success && reply.body == body, "{}", reply.log);
+    let ranges: Vec<_> =
+        base.seen().iter().filter_map(|it| it.headers.get("range").cloned()).collect();
+    assert_eq!(
+        ranges,
+        ["bytes=1000-4999", "bytes=2000-4999", "bytes=3000-4999", "bytes=4000-4999"]
+    );
+    assert_eq!(host.get("/a").cache_status(), "offload; hit");
+}
+
+#[test]
+fn a_base_that_sends_nothing_at_all_is_a_502_and_nothing_is_kept() {
+    let base = Base::start();
+    let mut page = Page::new("\"v1\"", pattern(2000));
+    page.break_at = Some(0);
+    base.put("/a", page);
+    let host = Host::new(&base);
     let reply = host.get("/a");
-    assert!(reply.success && reply.body == body);
+    assert_eq!(reply.status, 502, "{}", reply.log);
+    assert!(host.files("body").is_empty());
+    assert_eq!(base.count("GET"), 1);
 }
 
 #[test]
@@ -184,7 +199,7 @@ fn a_cache_that_cannot_be_written_is_passed_by() {
     fs::write(host.cache().join("objects"), "no folder").unwrap();
     let reply = host.get("/a");
     assert!(reply.status == 200 && reply.body == body && reply.success, "{}", reply.log);
-    assert!(reply.log.contains("cannot be written"), "{}", reply.log);
+    assert!(reply.log.contains("cannot be used"), "{}", reply.log);
 }
 
 #[test]
@@ -213,7 +228,10 @@ fn without_room_the_file_is_passed_through() {
         let reply = host.get(path);
         assert!(reply.status == 200 && reply.body == body, "{}", reply.log);
         assert_eq!(reply.cache_status(), "offload; fwd=miss; detail=no-room");
-        assert!(reply.log.contains("no room") && reply.log.lines().count() == 1, "{}", reply.log);
+        // One line a minute.
+        let lines = usize::from(path == "/a");
+        assert_eq!(reply.log.matches("no room").count(), lines, "{}", reply.log);
+        assert_eq!(reply.log.lines().count(), lines, "{}", reply.log);
         let reply = host.get_with(path, &[("Range", "bytes=500-599")]);
         assert!(reply.status == 206 && reply.body == body[500..600], "{}", reply.log);
     }

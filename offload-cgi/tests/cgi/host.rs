@@ -51,6 +51,7 @@ impl Host {
             ("OFFLOAD_BASE_ADDRESS", format!("127.0.0.1:{}", base.port)),
             ("OFFLOAD_CACHE", cache),
             ("OFFLOAD_KEEP_FREE", "0".to_owned()),
+            ("OFFLOAD_FRESH", "0".to_owned()),
             ("OFFLOAD_TIMEOUT", "20s".to_owned()),
         ];
         let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();

@@ -5,12 +5,19 @@
 
 mod base;
 mod failing;
+mod fresh;
 mod host;
 mod serving;
 mod settings;
+mod space;
+mod stretches;
 mod together;
 
 /// Bytes that differ from each other, so that a wrong offset is noticed.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..=250u8).cycle().zip((0..=12u8).cycle()).map(|(a, b)| a ^ b).take(length).collect()
+    let period: Vec<u8> =
+        (0..=250u8).cycle().zip((0..=12u8).cycle()).map(|(a, b)| a ^ b).take(251 * 13).collect();
+    let mut bytes = period.repeat(length / period.len() + 1);
+    bytes.truncate(length);
+    bytes
 }

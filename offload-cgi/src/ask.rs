@@ -1,0 +1,188 @@
+//! What the base says about a file: from the cache while that is good, else by one HEAD for all who ask at
+//! the same time.
+
+use std::io;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::breaker::Breaker;
+use crate::failure::{Failure, Kind};
+use crate::freshness::{Defaults, Freshness};
+use crate::log;
+use crate::options::Options;
+use crate::origin::{Answer, Origin, Other};
+use crate::representation::Representation;
+use crate::store::{Object, Store, Turn};
+
+/// What is known of a file now.
+#[derive(Debug)]
+pub(crate) enum Known {
+    /// The base has it, in this version.
+    File(Found),
+    /// The base answers with something else.
+    Other(Other),
+}
+
+/// A version, and how well it is known that the base has it.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) representation: Representation,
+    /// When the base said so.
+    pub(crate) checked: SystemTime,
+    pub(crate) certainty: Certainty,
+}
+
+/// How well something is known.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Certainty {
+    /// The base has just said so.
+    Asked,
+    /// It has said so before, and that is still good.
+    Fresh,
+    /// It has said so before; it should be asked again, but nobody need wait for that.
+    Stale,
+}
+
+/// Who asks.
+pub(crate) struct Asker<'a> {
+    pub(crate) options: &'a Options,
+    pub(crate) origin: &'a Origin,
+    pub(crate) store: &'a Store,
+    pub(crate) object: &'a Object,
+    pub(crate) path: &'a str,
+}
+
+impl Asker<'_> {
+    /// What is known of the file, from the cache if that is good enough.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub(crate) fn find(&self, now: SystemTime) -> Result<Known, Failure> {
+        if let Some((found, freshness)) = self.recall() {
+            let age = now.duration_since(found.checked).unwrap_or_default();
+            if age < freshness.lifetime {
+                return Ok(Known::File(Found { certainty: Certainty::Fresh, ..found }));
+            }
+            if age < freshness.lifetime.saturating_add(freshness.stale_while_revalidate) {
+                return Ok(Known::File(Found { certainty: Certainty::Stale, ..found }));
+            }
+        }
+        self.ask(now)
+    }
+
+    /// What the cache knows, and how long that is good.
+    pub(crate) fn recall(&self) -> Option<(Found, Freshness)> {
+        let current = self.object.current()?;
+        let representation = self.object.generation(&current.generation).record().ok()??;
+        let freshness = representation.freshness(defaults(self.options));
+        let found = Found { representation, checked: current.checked, certainty: Certainty::Asked };
+        Some((found, freshness))
+    }
+
+    /// What the base says: this process asks it, unless another one does so at the same time.
+    ///
+    /// # Errors
+    /// `Down`, `TimedOut`, or `Refused` when the file is not one to serve.
+    pub(crate) fn ask(&self, arrival: SystemTime) -> Result<Known, Failure> {
+        loop {
+            let check = match self.object.turn() {
+                Ok(Turn::Mine(check)) => Some(check),
+                Ok(Turn::Told(text)) => match self.hear(&text, arrival) {
+                    Some(known) => return known,
+                    // Told too early, or nothing that could be told on.
+                    None if text.ends_with("\nown") => None,
+                    None => continue,
+                },
+                Err(error) => {
+                    self.complain(&error);
+                    None
+                }
+            };
+            let result = self.ask_alone();
+            if let Some(check) = check {
+                check.tell(&spell(&result));
+            }
+            return result;
+        }
+    }
+
+    fn ask_alone(&self) -> Result<Known, Failure> {
+        let checked = SystemTime::now();
+        let breaker = Breaker::of(self.store, &self.options.base.to_string());
+        breaker.allow(checked)?;
+        let answer = self.origin.head(self.path);
+        match &answer {
+            Err(failure) if matches!(failure.kind, Kind::Down | Kind::TimedOut) => {
+                breaker.count(SystemTime::now());
+            }
+            _ => breaker.close(),
+        }
+        let representation = match answer? {
+            Answer::File(representation) => representation,
+            Answer::Other(other) => return Ok(Known::Other(other)),
+        };
+        // As old as it was when it came (RFC 9111, section 4.2.3).
+        let checked = checked.checked_sub(representation.age).unwrap_or(UNIX_EPOCH);
+        if representation.unstorable.is_none() {
+            let generation = self.object.generation(&representation.generation());
+            let noted = generation
+                .describe(&representation)
+                .and_then(|()| self.object.confirm(generation.name(), checked));
+            if let Err(error) = noted {
+                self.complain(&error);
+            }
+        } else if let Err(error) = self.object.remove() {
+            self.complain(&error);
+        }
+        Ok(Known::File(Found { representation, checked, certainty: Certainty::Asked }))
+    }
+
+    /// The answer serves this request all the same.
+    fn complain(&self, error: &io::Error) {
+        let text = format!("{}: what the base says cannot be kept: {error}", self.path);
+        log::rarely(&self.options.cache, "check", &text);
+    }
+
+    /// What another process has told, if it was asked for after `arrival` or still open then.
+    fn hear(&self, text: &str, arrival: SystemTime) -> Option<Result<Known, Failure>> {
+        let (moment, rest) = text.split_once('\n')?;
+        let told = UNIX_EPOCH.checked_add(Duration::from_micros(moment.parse().ok()?))?;
+        if told < arrival {
+            return None;
+        }
+        let (word, rest) = rest.split_once('\n').unwrap_or((rest, ""));
+        match word {
+            "file" => self.recall().map(|(found, _)| Ok(Known::File(found))),
+            "failure" => Failure::parse(rest).map(Err),
+            "other" => {
+                let mut lines = rest.split('\n');
+                let status = lines.next()?.parse().ok()?;
+                let mut line = || lines.next().filter(|line| !line.is_empty()).map(str::to_owned);
+                let (location, retry_after) = (line(), line());
+                Some(Ok(Known::Other(Other { status, location, retry_after })))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The settings that hold where the base says nothing.
+pub(crate) fn defaults(options: &Options) -> Defaults {
+    Defaults { fresh: options.fresh.duration(), stale_if_error: options.stale_if_error.duration() }
+}
+
+/// What to tell those who wait; header values have no line breaks in them.
+fn spell(result: &Result<Known, Failure>) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    match result {
+        Ok(Known::File(found)) if found.representation.unstorable.is_some() => {
+            format!("{now}\nown")
+        }
+        Ok(Known::File(_)) => format!("{now}\nfile"),
+        Ok(Known::Other(other)) => {
+            let text = |value: &Option<String>| value.clone().unwrap_or_default();
+            let (location, retry) = (text(&other.location), text(&other.retry_after));
+            format!("{now}\nother\n{}\n{location}\n{retry}", other.status)
+        }
+        Err(failure) => format!("{now}\nfailure\n{failure}"),
+    }
+}

@@ -1,0 +1,60 @@
+//! Memory that all processes of an offload host share: mapped files, and waiting for a change of one word.
+//!
+//! The only unsafe code of this program. What is mapped is never shortened by this program, so that no
+//! access ends in SIGBUS unless the disk itself fails; and it is only ever used through atomics.
+
+use std::fs::File;
+use std::io;
+use std::slice;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::time::Duration;
+
+use memmap2::{MmapOptions, MmapRaw};
+
+/// A file in memory, shared with whoever maps it too.
+#[derive(Debug)]
+pub(crate) struct Shared(MmapRaw);
+
+impl Shared {
+    /// Maps a file of this length, which is open for reading and writing.
+    ///
+    /// # Errors
+    /// When the file is shorter, or the kernel does not map it.
+    pub(crate) fn map(file: &File, length: usize) -> io::Result<Self> {
+        if file.metadata()?.len() < length as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        MmapOptions::new().len(length).map_raw(file).map(Self)
+    }
+
+    /// All of it, in words of 4 bytes.
+    pub(crate) fn words(&self) -> &[AtomicU32] {
+        // SAFETY: the mapping has so many bytes, begins with a page, and so is aligned, and lives as long
+        // as `self`; atomics are address-free.
+        unsafe { slice::from_raw_parts(self.0.as_mut_ptr().cast(), self.0.len() / 4) }
+    }
+
+    /// All of it, in words of 8 bytes.
+    pub(crate) fn long_words(&self) -> &[AtomicU64] {
+        // SAFETY: as above.
+        unsafe { slice::from_raw_parts(self.0.as_mut_ptr().cast(), self.0.len() / 8) }
+    }
+}
+
+/// Waits until `word` is not `seen` any more and somebody says so with `wake`, at most for `limit`.
+/// It may also end without a reason.
+pub(crate) fn wait(word: &AtomicU32, seen: u32, limit: Duration) {
+    let limit = libc::timespec {
+        tv_sec: libc::time_t::try_from(limit.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: libc::c_long::from(limit.subsec_nanos()),
+    };
+    let (address, limit) = (word.as_ptr(), &raw const limit);
+    // SAFETY: both addresses are those of living values; the kernel only reads them.
+    unsafe { libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAIT, seen, limit) };
+}
+
+/// Wakes everybody, in all processes, who waits for `word`.
+pub(crate) fn wake(word: &AtomicU32) {
+    // SAFETY: the address is that of a living value, which the kernel does not touch.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}

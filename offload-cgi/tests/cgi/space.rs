@@ -1,0 +1,127 @@
+//! Room: the cache keeps within its limits, and nothing that is in use goes.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+use super::base::{Base, Page};
+use super::host::Host;
+use super::pattern;
+
+/// What the cache takes on the disk.
+fn taken(host: &Host) -> u64 {
+    let kinds = ["body", "part", "meta", "map", "current", "lock", "extents"];
+    let files = kinds.iter().flat_map(|kind| host.files(kind));
+    files.map(|path| fs::metadata(path).unwrap().blocks() * 512).sum()
+}
+
+#[test]
+fn the_cache_keeps_within_its_maximum() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "3M");
+    for number in 0..20 {
+        let path = format!("/{number}");
+        let body = pattern(400_000 + number);
+        base.put(&path, Page::new("\"v1\"", body.clone()));
+        let reply = host.get(&path);
+        assert!(reply.body == body && reply.success, "{}", reply.log);
+        assert_eq!(reply.cache_status(), "offload; fwd=miss; stored", "{number}: {}", reply.log);
+        assert!(taken(&host) <= 3 << 20, "{number}: {}", taken(&host));
+    }
+    let kept = host.files("body").len();
+    assert!((4..=7).contains(&kept), "{kept}");
+}
+
+#[test]
+fn concurrent_fills_do_not_take_more_than_there_is_together() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "3M");
+    let body = pattern(700_000);
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.pause_at = Some(1000);
+    for number in 0..8 {
+        base.put(&format!("/{number}"), page.clone());
+    }
+    let mut clients: Vec<_> =
+        (0..8).map(|number| host.ask("GET", &format!("/{number}"), &[])).collect();
+    for client in &mut clients {
+        assert_eq!(client.read_body(1000), body[..1000]);
+    }
+    let filling = host.files("part").len() - host.files("error").len();
+    assert!(filling <= 4 && taken(&host) <= 3 << 20, "{filling} {}", taken(&host));
+    base.release();
+    for client in clients {
+        let (rest, success) = client.rest();
+        assert!(success && rest == body[1000..]);
+    }
+}
+
+#[test]
+fn what_is_being_read_is_not_removed() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    let body = pattern(2_000_000);
+    base.put("/old", Page::new("\"v1\"", body.clone()));
+    host.get("/old");
+    host.set("OFFLOAD_CACHE_MAX", "2300K");
+    let mut reader = host.ask("GET", "/old", &[]);
+    reader.read_body(1);
+    base.put("/new", Page::new("\"v1\"", body.clone()));
+    let reply = host.get("/new");
+    assert!(reply.body == body && reply.cache_status() == "offload; fwd=miss; detail=no-room");
+    assert!(reply.log.contains("OFFLOAD_CACHE_MAX"), "{}", reply.log);
+    assert!(reader.rest().1);
+    let reply = host.get("/new");
+    assert!(
+        reply.body == body && reply.cache_status() == "offload; fwd=miss; stored",
+        "{}",
+        reply.log
+    );
+    assert_eq!(host.get("/old").cache_status(), "offload; fwd=miss; stored");
+}
+
+#[test]
+fn small_things_that_are_wanted_stay_when_a_large_one_comes() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "5M");
+    for number in 0..10 {
+        base.put(&format!("/{number}"), Page::new("\"v1\"", pattern(50_000)));
+        (0..3).for_each(|_| drop(host.get(&format!("/{number}"))));
+    }
+    for number in 0..5 {
+        base.put(&format!("/large{number}"), Page::new("\"v1\"", pattern(3_000_000)));
+        assert_eq!(host.get(&format!("/large{number}")).status, 200);
+    }
+    let before = base.count("GET");
+    (0..10).for_each(|number| drop(host.get(&format!("/{number}"))));
+    assert_eq!(base.count("GET"), before, "the small ones are still there");
+}
+
+#[test]
+fn without_a_cache_folder_everything_is_passed_through() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "0123456789"));
+    let mut host = Host::new(&base);
+    let subject = host.folder.path().join("tmp");
+    fs::create_dir(&subject).unwrap();
+    host.set("TMPDIR", subject.to_str().unwrap());
+    host.set("OFFLOAD_CACHE", "/dev/null/cache");
+    for (number, (headers, status, text)) in [
+        (&[][..], 200, "0123456789"),
+        (&[("Range", "bytes=2-3")], 206, "23"),
+        (&[("Range", "bytes=0-0,9-9")], 206, "0123456789"),
+        (&[("If-None-Match", "\"v1\"")], 304, ""),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reply = host.ask("GET", "/a", headers).end();
+        assert_eq!((reply.status, reply.text()), (status, text), "{}", reply.log);
+        // One line a minute.
+        assert_eq!(reply.log.lines().count(), usize::from(number == 0), "{}", reply.log);
+    }
+    assert_eq!(host.ask("HEAD", "/a", &[]).end().status, 200);
+    assert_eq!(host.ask("GET", "/never-was", &[]).end().status, 404);
+}
