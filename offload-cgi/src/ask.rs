@@ -139,7 +139,7 @@ impl Asker<'_> {
     /// The answer serves this request all the same.
     fn complain(&self, error: &io::Error) {
         let text = format!("{}: what the base says cannot be kept: {error}", self.path);
-        log::rarely(&self.options.cache, "check", &text);
+        log::rarely(self.options.notes(), "check", &text);
     }
 
     /// What another process has told, if it was asked for after `arrival` or still open then.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
@@ -11,11 +12,13 @@ use std::time::SystemTime;
 use offload_core::path::{CanonicalPath, PathError};
 
 use crate::body::{Body, Cut};
+use crate::downloads::Downloads;
 use crate::exchange::{Exchange, Request};
 use crate::http::Conditions;
 use crate::log::{self, Access};
-use crate::options::Options;
+use crate::options::{DupeMode, Options};
 use crate::origin::Origin;
+use crate::process;
 use crate::reply::Reply;
 use crate::store::{Store, Unusable};
 
@@ -81,10 +84,11 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
     let ready = read().and_then(|options| {
         let origin = Origin::new(&options)?;
         let store = match Store::open(&options) {
+            _ if options.document_root.is_some() => None,
             Ok(store) => Some(store),
             Err(Unusable::Wrong(sentence)) => return Err(sentence),
             Err(Unusable::Missing(sentence)) => {
-                log::rarely(&options.cache, "no-cache", &format!("{sentence}; nothing is stored"));
+                log::rarely(options.notes(), "no-cache", &format!("{sentence}; nothing is stored"));
                 None
             }
         };
@@ -114,9 +118,34 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
         let page = Reply::page(200, "User-agent: *\nDisallow: /").note("our own robots.txt");
         return send(page, Some(&options));
     }
+    process::name(&format!("serve {}", request.path.as_str().rsplit('/').next().unwrap_or("")));
+    let downloads = downloads(&options);
+    let client = client(&options);
+    let place = |patience| {
+        let downloads = downloads.as_ref()?;
+        let source = format!("{}{}", options.base, request.path);
+        Some(match options.dupe_mode {
+            DupeMode::Deny => downloads.take(client?, &source, options.max_dupes),
+            DupeMode::Queue => downloads.wait_for(client?, &source, options.max_dupes, patience),
+        })
+    };
+    let patience = options.timeout.duration();
+    // What is only asked for on a condition is counted when it is clear that there is a body.
+    let first = request.get && !request.conditions.may_have_no_body();
+    let mut seat = if first { place(patience) } else { None };
+    if let Some(None) = seat {
+        return send(Reply::too_many(options.max_dupes), Some(&options));
+    }
     let reply = exchange.answer(&request);
+    if request.get && !first && matches!(reply.code, 200 | 206) {
+        seat = place(patience);
+        if let Some(None) = seat {
+            return send(Reply::too_many(options.max_dupes), Some(&options));
+        }
+    }
     let revalidate = reply.revalidate;
     let code = send(reply, Some(&options));
+    drop(seat);
     if revalidate && let Ok(nothing) = File::open("/dev/null") {
         // The server need not wait for what the client has no use of.
         let _ = nix::unistd::dup2_stdout(&nothing);
@@ -124,6 +153,27 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
         exchange.revalidate(&request);
     }
     code
+}
+
+/// The table of downloads, if there is anything to count. Without it everybody is let in.
+fn downloads(options: &Options) -> Option<Downloads> {
+    let folder = options.cache.as_ref().filter(|_| options.max_dupes > 0)?;
+    match Downloads::open(folder, options.max_clients) {
+        Ok(downloads) => Some(downloads),
+        Err(error) => {
+            let text = format!("OFFLOAD_MAX_DUPES: nobody is counted: {error}");
+            log::rarely(options.notes(), "downloads", &text);
+            None
+        }
+    }
+}
+
+/// Who asks; `None` where the server does not say.
+fn client(options: &Options) -> Option<IpAddr> {
+    let remote = String::from_utf8(variable("REMOTE_ADDR")?).ok()?.parse().ok()?;
+    let forwarded = variable("HTTP_X_FORWARDED_FOR");
+    let forwarded = forwarded.as_ref().and_then(|text| std::str::from_utf8(text).ok());
+    Some(options.trust.client(remote, forwarded))
 }
 
 /// A variable of the environment, which need not be text.

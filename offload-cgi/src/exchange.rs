@@ -1,5 +1,6 @@
 //! One request -> one Reply: asks the base if need be, finds the bytes, writes the head.
 
+use std::fs::File;
 use std::hash::{BuildHasher as _, RandomState};
 use std::time::SystemTime;
 
@@ -9,13 +10,13 @@ use crate::ask::{Asker, Certainty, Found, Known};
 use crate::body::{Body, Piece, Supply};
 use crate::failure::{Failure, Kind};
 use crate::http::{Conditions, EntityTag, Modified, Part, Verdict, judge};
-use crate::log;
 use crate::options::Options;
 use crate::origin::{Answer, Origin, Other};
 use crate::reply::Reply;
 use crate::representation::{DATE, Representation};
 use crate::source::Source;
 use crate::store::{Object, Store};
+use crate::{local, log};
 
 /// How often the base may change a file under our hands before the client is sent away.
 const MOST_CHANGES: u32 = 3;
@@ -87,13 +88,26 @@ impl<'a> Exchange<'a> {
 
     /// Passes through what the base has, for there is nowhere to keep it.
     fn answer_without_cache(&self, request: &Request) -> Reply<'a> {
+        let checked = SystemTime::now();
         match self.origin.head(request.path.as_str()) {
-            Ok(Answer::File(found)) => self
-                .pass_through(request, &found, "miss; detail=no-cache")
-                .unwrap_or_else(|failure| Reply::failed(&failure)),
+            Ok(Answer::File(found)) => match self.local(request, &found) {
+                Some(file) => {
+                    let reply = self.reply_with(request, Source::whole(file, found));
+                    aged(reply, checked).status("offload; hit; detail=document-root")
+                }
+                None => self
+                    .pass_through(request, &found, "miss; detail=no-cache")
+                    .unwrap_or_else(|failure| Reply::failed(&failure)),
+            },
             Ok(Answer::Other(other)) => of_base(&other),
             Err(failure) => Reply::failed(&failure),
         }
+    }
+
+    /// The file of no-cache mode, if it is the base's.
+    fn local(&self, request: &Request, found: &Representation) -> Option<File> {
+        let root = self.options.document_root.as_ref()?;
+        local::open(root, &request.path, found)
     }
 
     /// Serves a version that the base has.
@@ -150,7 +164,7 @@ impl<'a> Exchange<'a> {
             }
             Err(failure) if failure.kind == Kind::NoRoom => {
                 let text = format!("{path}: passed through: {}", failure.sentence);
-                log::rarely(&self.options.cache, "no-room", &text);
+                log::rarely(self.options.notes(), "no-room", &text);
                 self.pass_through(request, &found_now, "miss; detail=no-room")
             }
             Err(failure) => Err(failure),

@@ -24,6 +24,7 @@ use crate::failure::{Failure, Kind};
 use crate::http::Part;
 use crate::options::Options;
 use crate::origin::{Origin, body_failure};
+use crate::process;
 use crate::store::{Blocks, Generation, Growing, Locks, Store, Unusable};
 
 /// The word that makes this program fill the cache.
@@ -71,6 +72,7 @@ pub(crate) fn run(words: &[OsString], options: &Options) -> Result<(), String> {
     // What ends the CGI's group or terminal does not end this process. It may lead its own already.
     let _ = nix::unistd::setsid();
     let order = Order::read(words).ok_or("this word is for the program itself; see --help")?;
+    process::name(&format!("fill {}", order.path.rsplit('/').next().unwrap_or("")));
     let store = Store::open(options).map_err(Unusable::sentence)?;
     let object = store.object(&options.base, &order.path);
     let generation = object.generation(&order.generation);

@@ -8,14 +8,18 @@ mod ask;
 mod body;
 mod breaker;
 mod cgi;
+mod client;
+mod downloads;
 mod exchange;
 mod failure;
 mod fill;
 mod freshness;
 mod http;
+mod local;
 mod log;
 mod options;
 mod origin;
+mod process;
 mod reply;
 mod representation;
 #[allow(unsafe_code)] // Mapped memory, and nothing else.

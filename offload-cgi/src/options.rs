@@ -4,11 +4,13 @@ mod base;
 
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use offload_core::ledger::TableSize;
 use offload_core::units::{Bytes, Span};
 
 pub(crate) use self::base::{Address, Base};
+use crate::client::Trust;
 
 /// What the administrator has decided.
 #[derive(Clone, Debug)]
@@ -17,8 +19,10 @@ pub(crate) struct Options {
     pub(crate) base: Base,
     /// Where to connect to, instead of looking the base's name up.
     pub(crate) address: Option<Address>,
-    /// The cache's folder.
-    pub(crate) cache: PathBuf,
+    /// The cache's folder; none in no-cache mode.
+    pub(crate) cache: Option<PathBuf>,
+    /// The folder that has the files, in no-cache mode.
+    pub(crate) document_root: Option<PathBuf>,
     /// How much the cache may take of its disk.
     pub(crate) cache_max: Share,
     /// What the cache leaves free on its disk.
@@ -31,6 +35,14 @@ pub(crate) struct Options {
     pub(crate) stale_if_error: Span,
     /// How long to wait without progress.
     pub(crate) timeout: Span,
+    /// Simultaneous connections of one client for one file; 0 = any number.
+    pub(crate) max_dupes: u32,
+    /// What becomes of one more.
+    pub(crate) dupe_mode: DupeMode,
+    /// For how many downloads there is room in the table.
+    pub(crate) max_clients: u32,
+    /// Whose `X-Forwarded-For` is believed.
+    pub(crate) trust: Trust,
     /// Certificates to trust for an https base, instead of the system's.
     pub(crate) ca: Option<PathBuf>,
     /// The access log.
@@ -77,12 +89,36 @@ impl Share {
     }
 }
 
+/// What becomes of a connection too many.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum DupeMode {
+    /// It is refused.
+    Deny,
+    /// It waits until another one ends.
+    Queue,
+}
+
+impl DupeMode {
+    fn parse(word: &str) -> Result<Self, String> {
+        match word.to_ascii_lowercase().as_str() {
+            "deny" => Ok(Self::Deny),
+            "queue" => Ok(Self::Queue),
+            _ => Err(format!("'{word}' is neither deny nor queue; use one of these")),
+        }
+    }
+}
+
 /// What has been set so far; what is missing gets its default in `finish`.
 #[derive(Default)]
 struct Draft {
     base: Option<Base>,
     address: Option<Address>,
     cache: Option<PathBuf>,
+    document_root: Option<PathBuf>,
+    max_dupes: Option<u32>,
+    dupe_mode: Option<DupeMode>,
+    max_clients: Option<u32>,
+    trust: Option<Trust>,
     cache_max: Option<Share>,
     keep_free: Option<Share>,
     fresh: Option<Span>,
@@ -102,7 +138,7 @@ struct Setting {
     set: fn(&mut Draft, &OsStr) -> Result<(), String>,
 }
 
-const SETTINGS: [Setting; 12] = [
+const SETTINGS: [Setting; 17] = [
     Setting {
         variable: "OFFLOAD_BASE",
         flag: "base",
@@ -158,6 +194,36 @@ const SETTINGS: [Setting; 12] = [
         set: |draft, value| put(&mut draft.timeout, patience(word(value)?)),
     },
     Setting {
+        variable: "OFFLOAD_MAX_DUPES",
+        flag: "max-dupes",
+        help: "simultaneous connections of one client (IPv4 address, IPv6 /64) for one file; 0 = off [1]",
+        set: |draft, value| put(&mut draft.max_dupes, number(word(value)?, 0, u32::MAX)),
+    },
+    Setting {
+        variable: "OFFLOAD_DUPE_MODE",
+        flag: "dupe-mode",
+        help: "deny answers one more with 403; queue lets it wait for OFFLOAD_TIMEOUT [deny]",
+        set: |draft, value| put(&mut draft.dupe_mode, DupeMode::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_MAX_CLIENTS",
+        flag: "max-clients",
+        help: "for how many downloads the table has room; about 85 bytes of disk each [100000]",
+        set: |draft, value| put(&mut draft.max_clients, number(word(value)?, 1, TableSize::MAX)),
+    },
+    Setting {
+        variable: "OFFLOAD_TRUST",
+        flag: "trust",
+        help: "networks of proxies (10.0.0.0/8 ::1) whose X-Forwarded-For is believed [none]",
+        set: |draft, value| put(&mut draft.trust, Trust::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_DOCUMENT_ROOT",
+        flag: "document-root",
+        help: "no-cache mode: what this folder has as the base has it is served from there [none]",
+        set: |draft, value| put(&mut draft.document_root, absolute(value)),
+    },
+    Setting {
         variable: "OFFLOAD_CA",
         flag: "ca",
         help: "PEM file of certificates to trust for an https base [the system's]",
@@ -180,15 +246,6 @@ const SETTINGS: [Setting; 12] = [
     },
 ];
 
-/// Settings that belong to the program and that this version does not act on yet.
-const LATER: [&str; 5] = [
-    "OFFLOAD_MAX_DUPES",
-    "OFFLOAD_DUPE_MODE",
-    "OFFLOAD_MAX_CLIENTS",
-    "OFFLOAD_TRUST",
-    "OFFLOAD_DOCUMENT_ROOT",
-];
-
 impl Options {
     /// Reads the environment, then the flags (`name`, value), which win.
     ///
@@ -203,8 +260,6 @@ impl Options {
         for (name, value) in environment {
             if let Some(setting) = SETTINGS.iter().find(|setting| name == setting.variable) {
                 written.push((setting.variable, value));
-            } else if let Some(later) = LATER.iter().find(|later| name == **later) {
-                warnings.push(format!("{later} is not supported by this version and is ignored"));
             } else if name.as_encoded_bytes().starts_with(b"OFFLOAD_") {
                 warnings.push(format!("{} is no setting and is ignored", name.display()));
             }
@@ -224,6 +279,11 @@ impl Options {
             }
         }
         draft.finish(written, warnings)
+    }
+
+    /// Where small notes about what was logged may be kept.
+    pub(crate) fn notes(&self) -> &Path {
+        self.cache.as_deref().unwrap_or(Path::new("/nonexistent"))
     }
 
     /// The text that `--help` prints about the settings.
@@ -258,9 +318,17 @@ impl Draft {
                 .base
                 .ok_or_else(|| missing("OFFLOAD_BASE", "http://HOST[:PORT] of the base server"))?,
             address: self.address,
-            cache: self
-                .cache
-                .ok_or_else(|| missing("OFFLOAD_CACHE", "the absolute path of a folder"))?,
+            cache: match self.cache {
+                None if self.document_root.is_none() => {
+                    return Err(missing("OFFLOAD_CACHE", "the absolute path of a folder"));
+                }
+                cache => cache,
+            },
+            document_root: self.document_root,
+            max_dupes: self.max_dupes.unwrap_or(1),
+            dupe_mode: self.dupe_mode.unwrap_or(DupeMode::Deny),
+            max_clients: self.max_clients.unwrap_or(100_000),
+            trust: self.trust.unwrap_or_default(),
             cache_max: self.cache_max.unwrap_or(Share::Percent(90)),
             keep_free: self.keep_free.unwrap_or(Share::Percent(5)),
             fresh: self.fresh.unwrap_or(Span::seconds(1)),
@@ -292,6 +360,12 @@ fn absolute(value: &OsStr) -> Result<PathBuf, String> {
     } else {
         Err(format!("'{}' is not an absolute path; begin it with '/'", value.display()))
     }
+}
+
+fn number(word: &str, least: u32, most: u32) -> Result<u32, String> {
+    let digits = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    let number = word.parse().ok().filter(|number| digits && (least..=most).contains(number));
+    number.ok_or_else(|| format!("'{word}' is no number that fits; use {least} to {most}"))
 }
 
 fn patience(word: &str) -> Result<Span, String> {
@@ -378,6 +452,14 @@ mod tests {
             ("OFFLOAD_CA", "ca.pem", "begin it with '/'"),
             ("OFFLOAD_LOG", "log", "begin it with '/'"),
             ("OFFLOAD_DEBUG", "", "on nor off"),
+            ("OFFLOAD_MAX_DUPES", "-1", "0 to"),
+            ("OFFLOAD_DUPE_MODE", "share", "deny nor queue"),
+            ("OFFLOAD_MAX_CLIENTS", "0", "1 to"),
+            ("OFFLOAD_TRUST", "x", "ADDRESS/BITS"),
+            ("OFFLOAD_DOCUMENT_ROOT", "www", "begin it with '/'"),
+            ("OFFLOAD_FRESH", "soon", "ms, s, m"),
+            ("OFFLOAD_CACHE_MAX", "101%", "0% to 100%"),
+            ("OFFLOAD_FILL_BUDGET", "much", "K, M, G or T"),
         ] {
             let error = read(&[(name, value)], &[]).unwrap_err();
             assert!(
@@ -399,11 +481,10 @@ mod tests {
     }
 
     #[test]
-    fn unknown_and_later_settings_are_a_warning_each() {
+    fn an_unknown_setting_is_a_warning() {
         let options = read(&[("OFFLOAD_TRUST", "::1"), ("OFFLOAD_TYPO", "x")], &[]).unwrap();
-        assert_eq!(options.warnings.len(), 2);
-        assert!(options.warnings[0].contains("OFFLOAD_TRUST is not supported by this version"));
-        assert!(options.warnings[1].contains("OFFLOAD_TYPO is no setting"));
+        assert_eq!(options.warnings.len(), 1);
+        assert!(options.warnings[0].contains("OFFLOAD_TYPO is no setting"));
     }
 
     #[test]

@@ -44,6 +44,23 @@ impl<'a> Reply<'a> {
         Self::page(code, &format!("This request is refused: {why}.")).loud(why)
     }
 
+    /// What a client gets that loads one file over more connections than it may.
+    pub(crate) fn too_many(limit: u32) -> Self {
+        let connections =
+            if limit == 1 { "1 connection".into() } else { format!("{limit} connections") };
+        Self::page(
+            403,
+            &format!(
+                "You are downloading this file already, and may do so over {connections} at a time.\n\
+                 If you use a download accelerator, please switch it off: it does not make this\n\
+                 server any faster, and it keeps others from their downloads. You can download other\n\
+                 files meanwhile, and this one again when the running download has ended."
+            ),
+        )
+        .header("Retry-After", "10")
+        .note("too many connections of this client for this file")
+    }
+
     /// A page about what went wrong elsewhere; the log is told.
     pub(crate) fn failed(failure: &Failure) -> Self {
         let code = failure.kind.status();

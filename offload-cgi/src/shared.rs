@@ -39,6 +39,14 @@ impl Shared {
         // SAFETY: as above.
         unsafe { slice::from_raw_parts(self.0.as_mut_ptr().cast(), self.0.len() / 8) }
     }
+
+    /// The same words for the rest of the process's life.
+    pub(crate) fn leak(self) -> &'static [AtomicU64] {
+        let (address, length) = (self.0.as_mut_ptr(), self.0.len());
+        std::mem::forget(self);
+        // SAFETY: as above, and nobody unmaps it any more.
+        unsafe { slice::from_raw_parts(address.cast(), length / 8) }
+    }
 }
 
 /// Waits until `word` is not `seen` any more and somebody says so with `wake`, at most for `limit`.

@@ -126,6 +126,11 @@ impl<'a> Source<'a> {
         })
     }
 
+    /// How often the body has changed: to be asked before `look`, for a wait that follows it.
+    pub(crate) fn changes(&self) -> u32 {
+        self.growth.as_ref().map_or(0, |growth| growth.progress.changes())
+    }
+
     /// How many bytes can be read from `offset` on, which lies in the file. When it is none, this sees
     /// to it that somebody fetches them. Never waits, but may start a process.
     ///
@@ -188,10 +193,6 @@ impl<'a> Source<'a> {
         {
             self.record = record;
         }
-    }
-
-    fn changes(&self) -> u32 {
-        self.growth.as_ref().map_or(0, |growth| growth.progress.changes())
     }
 
     fn reopen(&mut self) -> Result<(), Failure> {

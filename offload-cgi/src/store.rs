@@ -35,7 +35,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use self::check::Turn;
 pub(crate) use self::extents::{Blocks, Extents};
-pub(crate) use self::files::{note, read_text, remove};
+pub(crate) use self::files::{note, open_lock, read_text, remove};
 pub(crate) use self::generation::{Generation, Growing, Joined, Stamp, is_name};
 pub(crate) use self::locks::Locks;
 pub(crate) use self::progress::Progress;
@@ -93,7 +93,9 @@ impl Store {
     /// # Errors
     /// A sentence, when the folder cannot be had, or others could write to it.
     pub(crate) fn open(options: &Options) -> Result<Self, Unusable> {
-        let root = &options.cache;
+        let Some(root) = &options.cache else {
+            return Err(Unusable::Missing("OFFLOAD_CACHE is not set".to_owned()));
+        };
         let sentence = |what: String| format!("OFFLOAD_CACHE: '{}' {what}", root.display());
         let wrong = |what: String| Unusable::Wrong(sentence(what));
         if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(root) {

@@ -15,6 +15,15 @@ pub(crate) struct Conditions {
     pub(crate) range: Option<String>,
 }
 
+impl Conditions {
+    /// Whether a file that exists may be answered without its bytes.
+    pub(crate) fn may_have_no_body(&self) -> bool {
+        [&self.if_match, &self.if_none_match, &self.if_modified_since, &self.if_unmodified_since]
+            .into_iter()
+            .any(Option::is_some)
+    }
+}
+
 /// What is known of the file that the conditions are held against.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Validators {

@@ -130,7 +130,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
 }
 
 /// Opens a lock file, and makes it when it is missing.
-pub(super) fn open_lock(path: &Path) -> io::Result<File> {
+pub(crate) fn open_lock(path: &Path) -> io::Result<File> {
     options().read(true).write(true).create(true).truncate(false).open(path)
 }
 

@@ -52,6 +52,7 @@ impl Host {
             ("OFFLOAD_CACHE", cache),
             ("OFFLOAD_KEEP_FREE", "0".to_owned()),
             ("OFFLOAD_FRESH", "0".to_owned()),
+            ("OFFLOAD_MAX_DUPES", "0".to_owned()),
             ("OFFLOAD_TIMEOUT", "20s".to_owned()),
         ];
         let settings = settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
@@ -169,6 +170,12 @@ impl Running {
         let mut body = vec![0; count];
         self.out.read_exact(&mut body).unwrap();
         body
+    }
+
+    /// Kills the process, which can do nothing about it.
+    pub(crate) fn kill(mut self) {
+        kill(i32::try_from(self.child.id()).unwrap(), Signal::SIGKILL);
+        self.child.wait().unwrap();
     }
 
     /// Ends the process as httpd does when the client has gone.

@@ -3,10 +3,12 @@
 // Helpers of tests are tests: what fails in them is to stop the test.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod accelerators;
 mod base;
 mod failing;
 mod fresh;
 mod host;
+mod local;
 mod serving;
 mod settings;
 mod space;

@@ -77,10 +77,10 @@ fn the_logs_say_what_happened() {
     let log = host.folder.path().join("access.log");
     host.set("OFFLOAD_LOG", log.to_str().unwrap());
     host.set("OFFLOAD_DEBUG", "on");
-    host.set("OFFLOAD_TRUST", "::1");
+    host.set("OFFLOAD_TYPO", "x");
     let reply = host.get_with("/a", &[("User-Agent", "curl\"\n")]);
     assert!(reply.log.contains("200 GET /a: offload; fwd=miss; stored"), "{}", reply.log);
-    assert!(reply.log.contains("OFFLOAD_TRUST is not supported by this version"), "{}", reply.log);
+    assert!(reply.log.contains("OFFLOAD_TYPO is no setting"), "{}", reply.log);
     let line = fs::read_to_string(log).unwrap();
     assert!(line.starts_with("192.0.2.7 - - ["), "{line}");
     assert!(line.ends_with("\"GET /a HTTP/1.1\" 200 4 \"-\" \"curl\\\"\\x0a\"\n"), "{line}");
