@@ -26,13 +26,16 @@ mod representation;
 mod shared;
 mod source;
 mod store;
+mod tools;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
 use lexopt::{Arg, Parser};
+use offload_core::units::Span;
 
 use crate::options::Options;
+use crate::tools::{Tool, Wishes};
 
 /// What the command line asks for.
 enum Mode {
@@ -40,6 +43,8 @@ enum Mode {
     Serve(Vec<(String, OsString)>),
     /// Fill the cache: for the program itself.
     Fill(Vec<OsString>),
+    /// Look after the cache, with these settings.
+    Look(Tool, Wishes, Vec<(String, OsString)>),
     Help,
     Version,
 }
@@ -52,6 +57,17 @@ pub fn main() -> ExitCode {
     match mode(Parser::from_env()) {
         Ok(Mode::Serve(_)) => say(true),
         Ok(Mode::Fill(words)) => fill(&words),
+        Ok(Mode::Look(tool, wishes, flags)) => {
+            let options = Options::read(std::env::vars_os(), &flags);
+            match options.and_then(|options| tool.run(&options, wishes)) {
+                Ok(true) => ExitCode::SUCCESS,
+                Ok(false) => ExitCode::FAILURE,
+                Err(sentence) => {
+                    log::line(&sentence);
+                    ExitCode::from(2)
+                }
+            }
+        }
         Ok(Mode::Help) => say(false),
         Ok(Mode::Version) => {
             println!("offload-cgi {}", env!("CARGO_PKG_VERSION"));
@@ -98,7 +114,16 @@ fn say(complain: bool) -> ExitCode {
          \n\
          Each setting is a variable of the environment or a flag, which wins:\n\
          \n\
-         {}\x20 --help, --version\n",
+         {}\x20 --help, --version\n\
+         \n\
+         By hand, with the same settings, to look after the cache:\n\
+         \n\
+         \x20 offload-cgi list      each file: whole, part or old; bytes that are there; of how many; URL\n\
+         \x20 offload-cgi verify    read everything; what is damaged is put aside; 1 if something was\n\
+         \x20 offload-cgi clean     ask the base about each file; what is gone or changed is removed\n\
+         \x20     --urls              print what was found and the URL\n\
+         \x20     --short             also remove files that are not whole\n\
+         \x20     --younger-than 7d   only files that were asked about within this time\n",
         Options::help()
     );
     if complain {
@@ -111,6 +136,8 @@ fn say(complain: bool) -> ExitCode {
 
 fn mode(mut parser: Parser) -> Result<Mode, String> {
     let mut flags = Vec::new();
+    let mut tool = None;
+    let mut wishes = Wishes::default();
     while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
         match argument {
             Arg::Long("help") | Arg::Short('h') => return Ok(Mode::Help),
@@ -119,12 +146,26 @@ fn mode(mut parser: Parser) -> Result<Mode, String> {
                 let name = name.to_owned();
                 flags.push((name, parser.value().map_err(|error| error.to_string())?));
             }
-            Arg::Value(word) if word == fill::WORD && flags.is_empty() => {
+            Arg::Long("urls") if tool == Some(Tool::Clean) => wishes.urls = true,
+            Arg::Long("short") if tool == Some(Tool::Clean) => wishes.short = true,
+            Arg::Long("younger-than") if tool == Some(Tool::Clean) => {
+                let span = parser.value().map_err(|error| error.to_string())?;
+                let span = Span::parse(&span.to_string_lossy());
+                wishes.younger_than =
+                    Some(span.map_err(|error| format!("--younger-than: {error}"))?);
+            }
+            Arg::Value(word) if word == fill::WORD && flags.is_empty() && tool.is_none() => {
                 let words = parser.raw_args().map_err(|error| error.to_string())?;
                 return Ok(Mode::Fill(words.collect()));
+            }
+            Arg::Value(word) if tool.is_none() && word.to_str().and_then(Tool::of).is_some() => {
+                tool = word.to_str().and_then(Tool::of);
             }
             other => return Err(format!("{}; see --help", other.unexpected())),
         }
     }
-    Ok(Mode::Serve(flags))
+    Ok(match tool {
+        Some(tool) => Mode::Look(tool, wishes, flags),
+        None => Mode::Serve(flags),
+    })
 }

@@ -286,7 +286,8 @@ impl Object {
         &self.folder
     }
 
-    fn source(&self) -> &str {
+    /// Base and path; empty where nobody knows.
+    pub(crate) fn source(&self) -> &str {
         &self.source
     }
 }

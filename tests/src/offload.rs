@@ -55,6 +55,9 @@ impl PairSetup {
         let settings = vec![
             ("OFFLOAD_BASE".to_owned(), format!("http://{}", base.authority())),
             ("OFFLOAD_CACHE".to_owned(), "${SCRATCH}/var/cache".to_owned()),
+            // Tests change files within a second, and all clients have one address.
+            ("OFFLOAD_FRESH".to_owned(), "0".to_owned()),
+            ("OFFLOAD_MAX_DUPES".to_owned(), "0".to_owned()),
         ];
         Self { base, host, vhost: ALIAS_MATCH.into(), settings }
     }
@@ -155,6 +158,18 @@ impl Pair {
     pub fn assert_fetched_once(&self, path: &str) {
         eventually("the fetch is in the base's log", || (self.fetches(path) > 0).then_some(()));
         assert_eq!(self.fetches(path), 1, "GETs of {path} on the base");
+    }
+
+    /// The offload host has fetched `size` bytes of this path, and none of them twice.
+    pub fn assert_fetched_without_waste(&self, path: &str, size: u64) {
+        let fetched = || {
+            let ours =
+                |entry: &&Entry| entry.method == "GET" && entry.path == path && entry.bypass != "-";
+            self.base.entries().iter().filter(ours).map(|entry| entry.sent).sum::<u64>()
+        };
+        eventually("the fetches are in the base's log", || (fetched() >= size).then_some(()));
+        // Heads are sent too.
+        assert!(fetched() < size + 50_000, "{} bytes of {path} for {size}", fetched());
     }
 
     /// The processes of the offload host's program.

@@ -19,9 +19,12 @@ fn delivers(pair: &Pair, path: &str, size: u64) {
         assert_eq!(answer.field("content-length"), size.to_string(), "{path}: {answer:?}");
         assert!(!answer.field("cache-status").is_empty(), "{path}: {answer:?}");
     }
-    // httpd does not tell HEAD the length of an empty file: the program asks again with GET.
-    if size > 0 {
-        pair.assert_fetched_once(path);
+    // A large file is fetched in several stretches. httpd does not tell HEAD the length of an empty one:
+    // the program asks again with GET.
+    match size {
+        0 => {}
+        1..=0x0800_0000 => pair.assert_fetched_once(path),
+        _ => pair.assert_fetched_without_waste(path, size),
     }
 }
 
@@ -171,7 +174,7 @@ fn a_part_is_delivered_cold_and_warm() {
         assert!(answer.body() == content[from..to], "{range}");
         assert_eq!(answer.field("content-range"), format!("bytes {from}-{}/3000000", to - 1));
     }
-    pair.assert_fetched_once("/a.bin");
+    pair.assert_fetched_without_waste("/a.bin", 3_000_000);
     let beyond = pair.base.curl("/a.bin").follow().range("3000000-").run();
     assert_eq!((beyond.status(), beyond.field("content-range")), (416, "bytes */3000000"));
 }
@@ -432,7 +435,7 @@ fn a_wrong_or_missing_setting_is_a_500_and_a_log_line_that_names_it() {
         (good().setting("OFFLOAD_BASE", "ftp://base.test"), ["OFFLOAD_BASE", "ftp://base.test"]),
         (good().setting("OFFLOAD_TIMEOUT", "5y"), ["OFFLOAD_TIMEOUT", "5y"]),
         (good().setting("OFFLOAD_STALE_IF_ERROR", "long"), ["OFFLOAD_STALE_IF_ERROR", "long"]),
-        (good().setting("OFFLOAD_CACHE", "/proc/nowhere"), ["OFFLOAD_CACHE", "/proc/nowhere"]),
+        (good().setting("OFFLOAD_CACHE", "nowhere"), ["OFFLOAD_CACHE", "nowhere"]),
     ] {
         let pair = setup.start();
         pair.base.put("/a.bin", bytes(1, 6000));

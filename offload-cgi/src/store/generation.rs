@@ -96,6 +96,31 @@ impl Generation {
             .map_err(|error| format!("'{}' is damaged: {error}", path.display()))
     }
 
+    /// Where it comes from, as its record says.
+    pub(super) fn source(&self) -> Option<String> {
+        record::source(&files::read_text(&self.file("meta"))?).map(str::to_owned)
+    }
+
+    /// How many of its `length` bytes are there.
+    pub(crate) fn there(&self, length: u64) -> u64 {
+        match (self.open_whole(), self.open_growing()) {
+            (Ok(Some(_)), _) => length,
+            (_, Ok(Some(growing))) => growing.progress.extents().total(),
+            _ => 0,
+        }
+    }
+
+    /// Puts aside what is damaged.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn discard(&self, damage: &str) -> io::Result<()> {
+        self.with_set_up(|| {
+            self.put_aside(damage);
+            Ok(())
+        })
+    }
+
     /// Opens the whole body, if there is one, so that it is not taken while it is open.
     ///
     /// # Errors

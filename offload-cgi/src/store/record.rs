@@ -28,6 +28,11 @@ pub(super) fn print(source: &str, representation: &Representation) -> String {
     format!("{text}sum {}\n", sum(&text))
 }
 
+/// Where the file of a record comes from, if it says so.
+pub(super) fn source(text: &str) -> Option<&str> {
+    text.lines().nth(1)?.strip_prefix("source ")
+}
+
 /// Reads the record of the generation `name` of `source`.
 ///
 /// # Errors

@@ -206,6 +206,28 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Calls `each` with every object that knows where it comes from, and its generations.
+    ///
+    /// # Errors
+    /// When the disk does not tell.
+    pub(crate) fn every(&self, mut each: impl FnMut(Object, Vec<String>)) -> io::Result<()> {
+        for folder in self.folders()? {
+            // Looked through before anything is done, so that nobody waits for the lock meanwhile.
+            let found = self.look_through(&self.usage()?, folder);
+            for Found { key, generations, .. } in found {
+                let mut object = self.object_of_key(&key);
+                let source = generations
+                    .iter()
+                    .find_map(|name| Generation::new(object.clone(), name.clone()).source());
+                object.source = source.unwrap_or_default();
+                each(object, generations);
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Found {
     fn worth(&self, now: SystemTime) -> f64 {
         let idle = now.duration_since(self.used).unwrap_or_default();

@@ -14,6 +14,7 @@ mod settings;
 mod space;
 mod stretches;
 mod together;
+mod tools;
 
 /// Bytes that differ from each other, so that a wrong offset is noticed.
 fn pattern(length: usize) -> Vec<u8> {
