@@ -129,8 +129,14 @@ impl Origin {
         let mut response = get([version(wanted), range(wanted, part)].concat())?;
         if response.status().as_u16() == 412 {
             // Perhaps it is this version all the same: httpd compares with the ETag that it would have
-            // given, whatever mod_headers makes of it. What comes is compared below.
-            response = get(range(wanted, part))?;
+            // given, whatever mod_headers makes of it. It is asked first, for another version's bytes
+            // would be sent in vain.
+            match self.head(path)? {
+                Answer::File(now) if now.generation() == wanted.generation() => {
+                    response = get(range(wanted, part))?;
+                }
+                _ => return Err(Kind::Changed.says("the base has another version by now")),
+            }
         }
         let first = match response.status().as_u16() {
             200 => 0,

@@ -44,11 +44,16 @@ pub(crate) struct Running {
 
 impl Host {
     pub(crate) fn new(base: &Base) -> Self {
+        Self::of(base.port)
+    }
+
+    /// A host of the base that listens on this port.
+    pub(crate) fn of(port: u16) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let cache = folder.path().join("cache").display().to_string();
         let settings = [
             ("OFFLOAD_BASE", "http://base.test".to_owned()),
-            ("OFFLOAD_BASE_ADDRESS", format!("127.0.0.1:{}", base.port)),
+            ("OFFLOAD_BASE_ADDRESS", format!("127.0.0.1:{port}")),
             ("OFFLOAD_CACHE", cache),
             ("OFFLOAD_KEEP_FREE", "0".to_owned()),
             ("OFFLOAD_FRESH", "0".to_owned()),
@@ -170,6 +175,11 @@ impl Running {
         let mut body = vec![0; count];
         self.out.read_exact(&mut body).unwrap();
         body
+    }
+
+    /// The process, and what it writes.
+    pub(crate) fn take_apart(self) -> (Child, ChildStdout) {
+        (self.child, self.out)
     }
 
     /// Kills the process, which can do nothing about it.

@@ -11,6 +11,7 @@ mod host;
 mod local;
 mod serving;
 mod settings;
+mod soak;
 mod space;
 mod stretches;
 mod together;
