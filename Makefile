@@ -49,6 +49,24 @@ loom: ## The ledger's steps, in every order that threads may take them
 soak-limits: build ## Limits while clients come and go, children are killed and httpd restarts (KILLS=200)
 	@$(TARGET)/release/soak_limits
 
+soak: soak-limits soak-store ## Both soaks
+
+soak-store: ## The store while everything is killed: every byte compared, what is fetched twice counted (ROUNDS=1000)
+	SOAK_ROUNDS=$(or $(ROUNDS),1000) $(CARGO) test --release -p offload-cgi --test cgi soak -- --nocapture
+
+# What cargo-fuzz would pass, as far as the stable compiler takes it: coverage for libFuzzer.
+fuzz: export RUSTFLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz: ## What a client, a base or a damaged disk may send, by libFuzzer (SECONDS_EACH=60)
+	$(CARGO) build --release --manifest-path offload-cgi/fuzz/Cargo.toml --target-dir $(TARGET)/fuzz --target $$(rustc -vV | sed -n 's/host: //p')
+	@for target in head range path metadata; do \
+	    mkdir -p $(TARGET)/fuzz/corpus/$$target; \
+	    $(TARGET)/fuzz/$$(rustc -vV | sed -n 's/host: //p')/release/$$target -max_total_time=$(or $(SECONDS_EACH),60) \
+	        -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/ $(TARGET)/fuzz/corpus/$$target offload-cgi/fuzz/corpus/$$target \
+	        >$(TARGET)/fuzz/$$target.log 2>&1 || { tail -30 $(TARGET)/fuzz/$$target.log; exit 1; }; \
+	    echo "$$target: nothing found; $$(grep units: $(TARGET)/fuzz/$$target.log)"; done
+
 bench: bench-redirect bench-limits ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
@@ -69,4 +87,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test loom soak-limits bench bench-redirect bench-limits readme install clean
+.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits readme install clean

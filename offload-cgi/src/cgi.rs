@@ -24,7 +24,7 @@ use crate::store::{Store, Unusable};
 
 /// Why a request is refused before anybody is asked. Every one is the client's fault.
 #[derive(Clone, Copy, Debug)]
-enum Refusal {
+pub(crate) enum Refusal {
     Method,
     Query,
     Body,
@@ -182,7 +182,7 @@ fn variable(name: &str) -> Option<Vec<u8>> {
 }
 
 /// Reads the request, or says why it is refused.
-fn request(variable: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Request, Refusal> {
+pub(crate) fn request(variable: impl Fn(&str) -> Option<Vec<u8>>) -> Result<Request, Refusal> {
     // With `ErrorDocument 404`, httpd turns every method into GET and keeps the client's there.
     let method = variable("REDIRECT_REQUEST_METHOD").or_else(|| variable("REQUEST_METHOD"));
     let mut get = match method.as_deref() {

@@ -14,6 +14,8 @@ mod exchange;
 mod failure;
 mod fill;
 mod freshness;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod http;
 mod local;
 mod log;

@@ -292,5 +292,7 @@ impl Object {
     }
 }
 
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 #[cfg(test)]
 mod tests;
