@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io;
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -17,7 +17,7 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use offload_core::ledger::{
-    AtomicU64, Identity, Key, Lease, Ledger, LedgerError, Owner, Scope, TableSize, Taken,
+    Identity, Key, Lease, Ledger, LedgerError, Owner, Scope, TableSize, Taken,
 };
 
 use crate::client::prefix;
@@ -28,15 +28,15 @@ use crate::store::open_lock;
 const OWNERS: u32 = 16_384;
 /// The longest that one wait lasts: a holder that is killed does not say so.
 const LOOK: Duration = Duration::from_millis(90);
-/// A page behind the ledger: the first word says how often something was given back.
+/// The size of the page behind the ledger.
 const BELL: usize = 4096;
 
 /// The table of all downloads.
 pub(crate) struct Downloads {
     ledger: Ledger<'static>,
     owner: Owner,
-    /// The whole file, of which the last page is the bell.
-    changes: Shared,
+    /// A page behind the ledger: its first word says how often something was given back.
+    bell: Shared,
 }
 
 /// A place in the table, given back when it is dropped.
@@ -63,8 +63,7 @@ impl Downloads {
             }
             fs2::FileExt::unlock(&file)?;
         }
-        let words: &'static [AtomicU64] = Shared::map(&file, whole)?.leak();
-        let (table, _) = words.split_at(words.len() - BELL / 8);
+        let table = Shared::map(&file, 0, length)?.leak();
         let ledger = match Ledger::open(table) {
             Err(LedgerError::Foreign) => {
                 fs2::FileExt::lock_exclusive(&file)?;
@@ -83,7 +82,8 @@ impl Downloads {
             ledger.enter(identity)
         });
         let owner = owner.ok_or_else(|| io::Error::other("too many processes are at work"))?;
-        Ok(Self { ledger, owner, changes: Shared::map(&file, whole)? })
+        let bell = Shared::map(&file, (whole - BELL) as u64, BELL)?;
+        Ok(Self { ledger, owner, bell })
     }
 
     /// Takes a place for one more download of `source` by a client, unless it has `limit` already. `None`
@@ -135,14 +135,14 @@ impl Downloads {
 
     /// What those who wait wait for.
     fn word(&self) -> Option<&AtomicU32> {
-        let words = self.changes.words();
-        words.get(words.len().checked_sub(BELL / 4)?)
+        self.bell.words().first()
     }
 }
 
 impl Drop for Downloads {
     fn drop(&mut self) {
-        self.ledger.reclaim(self.owner);
+        // Every place borrows this value, so that none is held any more.
+        self.ledger.leave(self.owner);
     }
 }
 
@@ -192,7 +192,9 @@ fn start(pid: u32) -> Option<u64> {
 
 /// What proc(5) says of a process: when it began, and whether only its parent has not noticed its end.
 fn stat(pid: u32) -> Option<(u64, bool)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut text = [0; 1024];
+    let length = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut text).ok()?;
+    let text = String::from_utf8_lossy(text.get(..length)?);
     // The second field is a name in brackets with anything in it; the state is the 3rd, the start the 22nd.
     let mut fields = text.rsplit_once(')')?.1.split_whitespace();
     let is_zombie = fields.next()? == "Z";

@@ -124,13 +124,18 @@ impl<'a> Exchange<'a> {
         }
         let generation = object.generation(&found_now.generation());
         // What is damaged is found out, and put aside, by who sets the generation up.
-        if let Ok(Some(whole)) = generation.open_whole() {
+        let whole = match certainty {
+            // The record has been written, or compared, since.
+            Certainty::Asked => generation.open_whole().ok().flatten(),
+            Certainty::Fresh | Certainty::Stale => {
+                object.touch(SystemTime::now());
+                generation.open_whole_of(found_now.clone())
+            }
+        };
+        if let Some(whole) = whole {
             // The date that makes Last-Modified strong is the stored body's.
             let mut now = found_now;
             now.validators.answered = whole.record.validators.answered;
-            if certainty != Certainty::Asked {
-                object.touch(SystemTime::now());
-            }
             let reply = self.reply_with(request, Source::whole(whole.file, now));
             return Ok(hit(reply, checked, certainty));
         }

@@ -135,6 +135,9 @@ impl Origin {
                 Answer::File(now) if now.generation() == wanted.generation() => {
                     response = get(range(wanted, part))?;
                 }
+                Answer::Other(Other { status: status @ 500.., .. }) => {
+                    return Err(Kind::Down.says(format!("the base answered with status {status}")));
+                }
                 _ => return Err(Kind::Changed.says("the base has another version by now")),
             }
         }

@@ -16,20 +16,25 @@ use memmap2::{MmapOptions, MmapRaw};
 pub(crate) struct Shared(MmapRaw);
 
 impl Shared {
-    /// Maps a file of this length, which is open for reading and writing.
+    /// Maps so many bytes of a file, from an offset on that is the beginning of a page. The file is open for
+    /// reading and writing.
     ///
     /// # Errors
     /// When the file is shorter, or the kernel does not map it.
-    pub(crate) fn map(file: &File, length: usize) -> io::Result<Self> {
-        if file.metadata()?.len() < length as u64 {
+    pub(crate) fn map(file: &File, offset: u64, length: usize) -> io::Result<Self> {
+        if file.metadata()?.len() < offset.saturating_add(length as u64) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        MmapOptions::new().len(length).map_raw(file).map(Self)
+        // memmap2 would make the beginning of a page of another offset, and the words would not be aligned.
+        if !offset.is_multiple_of(4096) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        MmapOptions::new().offset(offset).len(length).map_raw(file).map(Self)
     }
 
     /// All of it, in words of 4 bytes.
     pub(crate) fn words(&self) -> &[AtomicU32] {
-        // SAFETY: the mapping has so many bytes, begins with a page, and so is aligned, and lives as long
+        // SAFETY: the mapping has so many bytes, begins at a multiple of 4096, and so is aligned, and lives as long
         // as `self`; atomics are address-free.
         unsafe { slice::from_raw_parts(self.0.as_mut_ptr().cast(), self.0.len() / 4) }
     }

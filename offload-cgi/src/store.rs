@@ -98,11 +98,18 @@ impl Store {
         };
         let sentence = |what: String| format!("OFFLOAD_CACHE: '{}' {what}", root.display());
         let wrong = |what: String| Unusable::Wrong(sentence(what));
-        if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(root) {
-            return Err(Unusable::Missing(sentence(format!("cannot be made: {error}"))));
-        }
-        let found = fs::metadata(root)
-            .map_err(|error| Unusable::Missing(sentence(format!("cannot be read: {error}"))))?;
+        let missing = |what: &str, error: io::Error| {
+            Unusable::Missing(sentence(format!("cannot be {what}: {error}")))
+        };
+        let found = match fs::metadata(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+                made.map_err(|error| missing("made", error))?;
+                fs::metadata(root)
+            }
+            found => found,
+        };
+        let found = found.map_err(|error| missing("read", error))?;
         let user = nix::unistd::Uid::effective().as_raw();
         if found.uid() != user && found.uid() != 0 {
             return Err(wrong(format!(

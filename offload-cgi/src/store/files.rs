@@ -35,11 +35,16 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
     options().read(true).write(true).create_new(true).open(path)
 }
 
-/// Reads a text file.
-pub(super) fn read(file: File) -> io::Result<String> {
-    let mut text = String::new();
-    file.take(LONGEST).read_to_string(&mut text)?;
-    Ok(text)
+/// Reads a text file: most are short, and then at once.
+pub(super) fn read(mut file: File) -> io::Result<String> {
+    let mut bytes = vec![0; 4 << 10];
+    let length = file.read(&mut bytes)?;
+    let whole = length < bytes.len();
+    bytes.truncate(length);
+    if !whole {
+        file.take(LONGEST).read_to_end(&mut bytes)?;
+    }
+    String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
 /// Writes a file so that it has either its old content or its new one, also after a power cut.

@@ -126,9 +126,7 @@ impl Generation {
     /// # Errors
     /// What is damaged. It is for who sets the generation up to put it aside.
     pub(crate) fn open_whole(&self) -> Result<Option<Whole>, String> {
-        let Ok(file) = files::open(&self.file("body")) else { return Ok(None) };
-        // Who removes it has it to himself for a moment; it can be read to its end all the same.
-        let _ = fs2::FileExt::try_lock_shared(&file);
+        let Some(file) = self.open_body() else { return Ok(None) };
         let Some(record) = self.record()? else { return Ok(None) };
         let size = file.metadata().map_or(0, |found| found.len());
         if size != record.length {
@@ -140,6 +138,20 @@ impl Generation {
             ));
         }
         Ok(Some(Whole { file, record }))
+    }
+
+    /// Opens the whole body, if there is one that is sound, of which the record was read just now.
+    pub(crate) fn open_whole_of(&self, record: Representation) -> Option<Whole> {
+        let file = self.open_body()?;
+        let sound = file.metadata().is_ok_and(|found| found.len() == record.length);
+        sound.then_some(Whole { file, record })
+    }
+
+    fn open_body(&self) -> Option<File> {
+        let file = files::open(&self.file("body")).ok()?;
+        // Who removes it has it to himself for a moment; it can be read to its end all the same.
+        let _ = fs2::FileExt::try_lock_shared(&file);
+        Some(file)
     }
 
     /// Opens the body that grows, if there is one that can be gone on with.

@@ -90,7 +90,7 @@ impl Progress {
         if file.metadata()?.len() != length as u64 {
             return Ok(None);
         }
-        let map = Shared::map(&file, length)?;
+        let map = Shared::map(&file, 0, length)?;
         let same = (0..CHANGES).zip(identity.header(blocks)).all(|(at, wanted)| {
             map.words()
                 .get(at)

@@ -53,7 +53,7 @@ impl Usage {
             // Written and not only made longer: what is mapped must have its place on the disk.
             file.write_all_at(&vec![0; length], 0)?;
         }
-        Ok(Self { words: Shared::map(&file, length)?, _lock: file })
+        Ok(Self { words: Shared::map(&file, 0, length)?, _lock: file })
     }
 
     /// What all folders take together.

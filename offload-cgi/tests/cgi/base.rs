@@ -6,6 +6,7 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// A file of the base, and how it behaves.
 #[derive(Clone)]
@@ -152,7 +153,10 @@ impl Base {
     pub(crate) fn wait_for(&self, method: &str, count: usize) {
         let mut state = self.shared.state.lock().unwrap();
         while state.seen.iter().filter(|seen| seen.method == method).count() < count {
-            state = self.shared.changed.wait(state).unwrap();
+            let limit = Duration::from_secs(60);
+            let (next, waited) = self.shared.changed.wait_timeout(state, limit).unwrap();
+            assert!(!waited.timed_out(), "no {count} of {method}: {:?}", next.seen);
+            state = next;
         }
     }
 }

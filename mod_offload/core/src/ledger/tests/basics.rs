@@ -48,6 +48,19 @@ fn a_limit_is_exact_at_n_and_at_n_plus_1() {
 }
 
 #[test]
+fn who_holds_nothing_leaves_in_one_step_and_its_slot_is_another_s() {
+    with_ledger(TableSize::new(10).with_owners(1), |ledger, owner| {
+        let key = ledger.key(Scope(0), b"192.0.2.1");
+        assert!(ledger.release(lease(ledger.take(owner, key, 1, 0))));
+        ledger.leave(owner);
+        let next = ledger.enter(Identity::new(2, 2)).expect("the slot is free");
+        ledger.leave(owner);
+        assert_eq!(ledger.owners().next(), Some(next), "who has left has nothing to leave");
+        assert_eq!(ledger.held(key), 0);
+    });
+}
+
+#[test]
 fn scopes_count_apart_and_need_no_statistics() {
     with_ledger(TableSize::new(10).with_scopes(2), |ledger, owner| {
         let who = ledger.who(b"anybody");
