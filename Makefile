@@ -67,7 +67,7 @@ fuzz: ## What a client, a base or a damaged disk may send, by libFuzzer (SECONDS
 	        >$(TARGET)/fuzz/$$target.log 2>&1 || { tail -30 $(TARGET)/fuzz/$$target.log; exit 1; }; \
 	    echo "$$target: nothing found; $$(grep units: $(TARGET)/fuzz/$$target.log)"; done
 
-bench: bench-redirect bench-limits ## All benchmarks, each beside its peer
+bench: bench-redirect bench-limits bench-store ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 	@$(TARGET)/release/bench_redirect
@@ -75,6 +75,10 @@ bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 bench bench-limits: PACKAGES += valgrind libapache2-mod-qos libapache2-mod-evasive
 bench-limits: build ## What the limits cost a request; requests per second beside mod_qos and mod_evasive
 	@$(TARGET)/release/bench_limits
+
+bench-store: build ## The offload host: hits beside a CGI in C, fills beside curl, a million objects, a crowd, evictions beside LRU
+	@ulimit -n 8192 && $(TARGET)/release/bench_store
+	@$(CARGO) test -q --release -p offload-cgi --lib more_is_hit_than_with_lru -- --nocapture | grep hit
 
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
@@ -87,4 +91,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits readme install clean
+.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store readme install clean

@@ -307,30 +307,4 @@ impl Object {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_idle_and_rarely_wanted_things_are_worth_less() {
-        let usual = worth(10, 1 << 20, 100.0);
-        assert!(worth(10, 1 << 30, 100.0) < usual);
-        assert!(worth(10, 1 << 20, 1000.0) < usual);
-        assert!(worth(1, 1 << 20, 100.0) < usual);
-        assert!(worth(0, 0, 0.0).is_finite());
-    }
-
-    #[test]
-    fn what_folders_take_is_counted_for_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("usage");
-        let one = Usage::open(&path).unwrap();
-        one.change(7, |bytes| bytes + 100);
-        one.change(4095, |bytes| bytes + 1);
-        one.change(4096, |bytes| bytes + 5000);
-        drop(one);
-        let other = Usage::open(&path).unwrap();
-        assert_eq!(other.total(), 101);
-        other.change(7, |bytes| bytes.saturating_sub(200));
-        assert_eq!(other.total(), 1);
-    }
-}
+mod tests;
