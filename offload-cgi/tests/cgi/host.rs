@@ -177,6 +177,15 @@ impl Running {
         body
     }
 
+    /// Reads `count` bytes more of the body; the head comes before the first.
+    pub(crate) fn read_body_more(&mut self, count: usize, first: bool) {
+        if first {
+            self.read_body(count);
+        } else {
+            self.out.read_exact(&mut vec![0; count]).unwrap();
+        }
+    }
+
     /// The process, and what it writes.
     pub(crate) fn take_apart(self) -> (Child, ChildStdout) {
         (self.child, self.out)

@@ -7,6 +7,7 @@ mod accelerators;
 mod base;
 mod failing;
 mod fresh;
+mod holes;
 mod host;
 mod local;
 mod serving;
