@@ -14,7 +14,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -30,8 +30,8 @@ use crate::store::{Blocks, Generation, Growing, Locks, Store, Unusable};
 /// The word that makes this program fill the cache.
 pub(crate) const WORD: &str = "fill";
 
-/// After so many bytes it is made sure that a power cut does not take them away.
-const CHECKPOINT: u64 = 64 << 20;
+/// After such a time it is made sure that a power cut does not take away what has come.
+const CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// What is to be fetched first.
 pub(crate) struct Order {
@@ -100,9 +100,11 @@ pub(crate) fn run(words: &[OsString], options: &Options) -> Result<(), String> {
             locks,
             mine: (order.from, order.to),
             extra: None,
+            next: None,
             stretches: Stretches::default(),
             unwatched: 0,
             landed: 0,
+            saved: Instant::now(),
             checkpoint: None,
         };
         let result = filler.fill();
@@ -126,39 +128,49 @@ struct Filler<'a> {
     /// The blocks whose locks are held, and one more, when the base sends more than it was asked for.
     mine: (u64, u64),
     extra: Option<u64>,
+    /// The blocks that are to be fetched next, when their locks are held already.
+    next: Option<(u64, u64)>,
     stretches: Stretches,
     /// Bytes that nobody wanted any more when they came.
     unwatched: u64,
     /// Bytes since the last checkpoint.
     landed: u64,
+    saved: Instant,
     checkpoint: Option<JoinHandle<()>>,
 }
 
 impl Filler<'_> {
     fn fill(&mut self) -> Result<(), Failure> {
         loop {
-            let begun = Instant::now();
             if !self.pull()? {
                 return Ok(());
             }
-            self.stretches.took(begun.elapsed());
-            self.let_go();
-            if !self.choose()? {
-                return Ok(());
+            // Perhaps somebody has come meanwhile.
+            let next = match self.next.take() {
+                None => self.choose()?,
+                next => next,
+            };
+            self.locks.end_fill(self.mine.0, self.mine.1);
+            if let Some(extra) = self.extra.take() {
+                self.locks.end_fill(extra, extra + 1);
             }
+            self.growing.progress.announce();
+            let Some(next) = next else { return Ok(()) };
+            self.mine = next;
         }
     }
 
     /// Fetches the stretch whose locks are held. False when it was given up, since nobody wants it.
     fn pull(&mut self) -> Result<bool, Failure> {
         let Some(part) = self.narrow() else { return Ok(true) };
+        let begun = Instant::now();
         self.reserve(part)?;
         let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
         self.generation.describe(&incoming.representation).map_err(of_cache)?;
         let mut offset = incoming.first;
         // A base that knows no ranges sends everything: then everything that is missing is taken.
         let end = if offset == part.first { part.end() } else { self.blocks.length() };
-        let mut buffer = vec![0; 256 << 10];
+        let mut buffer = vec![0; 1 << 20];
         let mut asked = offset;
         while offset < end {
             let count = match incoming.read(&mut buffer) {
@@ -171,6 +183,11 @@ impl Filler<'_> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(body_failure(error)),
             };
+            if offset.saturating_add(count as u64) >= end {
+                // Before anybody sees the last byte: who needs the next one then would start another filler.
+                self.stretches.took(begun.elapsed());
+                self.next = self.choose()?;
+            }
             self.store(offset, &buffer[..count], end)?;
             offset = offset.saturating_add(count as u64);
             self.growing.progress.announce();
@@ -251,18 +268,20 @@ impl Filler<'_> {
         self.growing.progress.announce();
     }
 
-    /// Takes the locks of what is to be fetched next: what is wanted, or, while the budget lasts, what is
-    /// missing. False when there is nothing.
-    fn choose(&mut self) -> Result<bool, Failure> {
-        let behind = self.mine.1;
+    /// Takes the locks of what is to be fetched next: of what is wanted, or, when most is there, of what is
+    /// missing. `None` when there is nothing.
+    fn choose(&self) -> Result<Option<(u64, u64)>, Failure> {
+        let (from, to) = self.mine;
         let extents = self.growing.progress.extents();
-        let mut runs = extents.missing();
-        // First what follows, then what lies before.
-        let before = runs.partition_point(|(_, end)| *end <= behind);
-        runs.rotate_left(before);
+        let missing = extents.missing();
+        // First what follows the stretch that is being fetched, then what lies before it.
+        let behind = missing.iter().map(|&(first, end)| (first.max(to), end));
+        let before = missing.iter().map(|&(first, end)| (first, end.min(from)));
+        let runs: Vec<(u64, u64)> =
+            behind.chain(before).filter(|(first, end)| first < end).collect();
         for watched in [true, false] {
             if !watched && !self.is_worth_finishing() {
-                return Ok(false);
+                return Ok(None);
             }
             for &(first, end) in &runs {
                 let wanted = if watched {
@@ -275,12 +294,11 @@ impl Filler<'_> {
                 let others = self.locks.filled_by_another(first, to).map_err(of_cache)?;
                 let to = others.map_or(to, |(other, _)| other);
                 if first < to && self.locks.fill(first, to).map_err(of_cache)? {
-                    self.mine = (first, to);
-                    return Ok(true);
+                    return Ok(Some((first, to)));
                 }
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// Whether to go on with a stretch: somebody wants bytes of this file, or it is worth finishing, or
@@ -340,10 +358,10 @@ impl Filler<'_> {
     /// Sees to it, beside the filling, that a power cut takes little away.
     fn save(&mut self) -> Result<(), Failure> {
         let busy = self.checkpoint.as_ref().is_some_and(|thread| !thread.is_finished());
-        if self.landed < CHECKPOINT || busy || !self.strong {
+        if self.saved.elapsed() < CHECKPOINT || busy || !self.strong {
             return Ok(());
         }
-        self.landed = 0;
+        (self.landed, self.saved) = (0, Instant::now());
         let file = self.growing.file.try_clone().map_err(of_cache)?;
         let generation = self.generation.clone();
         // What the extents say has been written before; the order is what makes them true.

@@ -73,6 +73,8 @@ impl Origin {
             // Of each read, not of the whole: a transfer that goes on for hours is fine.
             .timeout_per_read(patience)
             .max_response_header_size(32 << 10)
+            // A fast base is to be read in few steps.
+            .input_buffer_size(1 << 20)
             .max_idle_connections(0)
             .build();
         let fixed = options.address.as_ref().map(|address| address.authority(&options.base));

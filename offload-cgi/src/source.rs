@@ -39,6 +39,8 @@ struct Growth<'a> {
     /// Says which bytes this reader wants, as long as it is open.
     locks: Locks,
     wanted: Vec<Part>,
+    /// Which record was read.
+    described: Option<Stamp>,
     /// The failure note that was there before: not about a fill that this reader waits for.
     known: Option<Stamp>,
     /// Whether the client has been sent something: from then on it waits out what can be waited out.
@@ -73,6 +75,7 @@ impl<'a> Source<'a> {
         wanted: &[Part],
     ) -> Result<Self, Failure> {
         let known = generation.failure().map(|(stamp, _)| stamp);
+        let described = generation.record_stamp();
         let joined = generation.join(found, wanted).map_err(of_cache)?;
         Ok(match joined {
             Joined::Whole(whole) => Self::whole(whole.file, whole.record),
@@ -84,6 +87,7 @@ impl<'a> Source<'a> {
                     progress,
                     locks,
                     wanted: wanted.to_vec(),
+                    described,
                     known,
                     begun: false,
                     failures: 0,
@@ -189,6 +193,8 @@ impl<'a> Source<'a> {
     /// Takes note of what the base said when it sent the body, which rules over what it said before.
     pub(crate) fn refresh(&mut self) {
         if let Some(growth) = &self.growth
+            // Read anew only if it was written anew: a thousand readers may be woken at the same time.
+            && growth.generation.record_stamp() != growth.described
             && let Ok(Some(record)) = growth.generation.record()
         {
             self.record = record;

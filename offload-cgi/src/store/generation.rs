@@ -61,9 +61,15 @@ pub(crate) enum Joined {
     Growing(Growing, Locks),
 }
 
-/// Which failure note it is: two are never the same.
+/// Which failure note or record it is: two are never the same.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Stamp(u64, i64, i64);
+
+impl Stamp {
+    fn of(found: &fs::Metadata) -> Self {
+        Self(found.ino(), found.mtime(), found.mtime_nsec())
+    }
+}
 
 /// Whether a text can be the name of a generation.
 pub(crate) fn is_name(text: &str) -> bool {
@@ -94,6 +100,11 @@ impl Generation {
         record::parse(&text, self.object.source(), &self.name)
             .map(Some)
             .map_err(|error| format!("'{}' is damaged: {error}", path.display()))
+    }
+
+    /// Which record there is now, if one.
+    pub(crate) fn record_stamp(&self) -> Option<Stamp> {
+        fs::symlink_metadata(self.file("meta")).ok().map(|found| Stamp::of(&found))
     }
 
     /// Where it comes from, as its record says.
@@ -320,8 +331,7 @@ impl Generation {
     pub(crate) fn failure(&self) -> Option<(Stamp, Failure)> {
         let file = files::open(&self.file("error")).ok()?;
         let found = file.metadata().ok()?;
-        let stamp = Stamp(found.ino(), found.mtime(), found.mtime_nsec());
-        Some((stamp, Failure::parse(&files::read(file).ok()?)?))
+        Some((Stamp::of(&found), Failure::parse(&files::read(file).ok()?)?))
     }
 
     /// Notes why a fill failed. Without fsync: it is for those who wait now.
