@@ -42,6 +42,9 @@ pub(crate) enum Certainty {
     Stale,
 }
 
+/// So far a check may seem to lie ahead: it ended after this request had come.
+const SKEW: Duration = Duration::from_secs(5);
+
 /// Who asks.
 pub(crate) struct Asker<'a> {
     pub(crate) options: &'a Options,
@@ -58,7 +61,10 @@ impl Asker<'_> {
     /// As `ask`.
     pub(crate) fn find(&self, now: SystemTime) -> Result<Known, Failure> {
         if let Some((found, freshness)) = self.recall() {
-            let age = now.duration_since(found.checked).unwrap_or_default();
+            // What was checked in the future was checked before somebody set the clock back.
+            let age = now.duration_since(found.checked).unwrap_or_else(|error| {
+                if error.duration() < SKEW { Duration::ZERO } else { Duration::MAX }
+            });
             if age < freshness.lifetime {
                 return Ok(Known::File(Found { certainty: Certainty::Fresh, ..found }));
             }

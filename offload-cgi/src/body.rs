@@ -7,6 +7,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write};
 use crate::failure::{Failure, Kind};
 use crate::http::Part;
 use crate::log;
+use crate::options::Options;
 use crate::origin::{Incoming, Origin, body_failure};
 use crate::source::Source;
 
@@ -32,7 +33,7 @@ pub(crate) enum Supply<'a> {
     #[default]
     None,
     /// The cache; should it fail, the rest comes from the base.
-    Stored { source: Box<Source<'a>>, origin: &'a Origin, path: String },
+    Stored { source: Box<Source<'a>>, origin: &'a Origin, path: String, options: &'a Options },
     /// The base. There is one part then.
     Passing(Box<Incoming>),
 }
@@ -65,8 +66,14 @@ impl<'a> Body<'a> {
         for piece in &self.pieces {
             match (piece, &mut self.supply) {
                 (Piece::Text(text), _) => write(out, text.as_bytes(), sent)?,
-                (Piece::Part(part), Supply::Stored { source, origin, path }) => {
-                    send_stored(source, *part, origin, path, out, sent)?;
+                (Piece::Part(part), Supply::Stored { source, origin, path, options }) => {
+                    let pass_on = |failure: &Failure, source: &Source<'_>, rest| {
+                        let text =
+                            format!("{path}: passed through from here on: {}", failure.sentence);
+                        log::rarely(options.notes(), "no-room", &text);
+                        origin.get(path, &source.record, rest)
+                    };
+                    send_stored(source, *part, pass_on, out, sent)?;
                 }
                 (Piece::Part(part), Supply::Passing(incoming)) => {
                     pass(incoming, *part, out, sent)?;
@@ -81,8 +88,7 @@ impl<'a> Body<'a> {
 fn send_stored(
     source: &mut Source<'_>,
     part: Part,
-    origin: &Origin,
-    path: &str,
+    pass_on: impl Fn(&Failure, &Source<'_>, Part) -> Result<Incoming, Failure>,
     out: &mut File,
     sent: &mut u64,
 ) -> Result<(), Cut> {
@@ -112,8 +118,7 @@ fn send_stored(
                 if failure.kind == Kind::NoRoom
                     && (rest.first == 0 || source.record.validators.are_strong()) =>
             {
-                log::line(&format!("{path}: passed through from here on: {}", failure.sentence));
-                let mut incoming = origin.get(path, &source.record, rest).map_err(Cut::Source)?;
+                let mut incoming = pass_on(&failure, source, rest).map_err(Cut::Source)?;
                 return pass(&mut incoming, rest, out, sent);
             }
             Err(failure) => return Err(Cut::Source(failure)),

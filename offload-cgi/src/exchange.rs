@@ -136,7 +136,8 @@ impl<'a> Exchange<'a> {
             // The date that makes Last-Modified strong is the stored body's.
             let mut now = found_now;
             now.validators.answered = whole.record.validators.answered;
-            let reply = self.reply_with(request, Source::whole(whole.file, now));
+            let source = Source::whole(whole.file, now).of(generation);
+            let reply = self.reply_with(request, source);
             return Ok(hit(reply, checked, certainty));
         }
         let verdict = self.judge(request, &found_now);
@@ -204,7 +205,12 @@ impl<'a> Exchange<'a> {
     }
 
     fn stored(&self, source: Source<'a>, path: String) -> Supply<'a> {
-        Supply::Stored { source: Box::new(source), origin: self.origin, path }
+        Supply::Stored {
+            source: Box::new(source),
+            origin: self.origin,
+            path,
+            options: self.options,
+        }
     }
 
     /// Answers from the base without storing.
@@ -258,7 +264,7 @@ impl<'a> Exchange<'a> {
             let parts = verdict.parts(record.length);
             let generation = asker.object.generation(&record.generation());
             let source = match generation.open_whole() {
-                Ok(Some(whole)) => Source::whole(whole.file, whole.record),
+                Ok(Some(whole)) => Source::whole(whole.file, whole.record).of(generation),
                 // Perhaps the bytes that are asked for are there although others are not.
                 _ => Source::open(self.options, generation, record, asker.path, &parts).ok()?,
             };

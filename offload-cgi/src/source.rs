@@ -19,6 +19,9 @@ const MOST_SILENT_ENDS: u32 = 3;
 /// The longest one wait may last: a filler that is killed says nothing, and so it is looked for.
 const LOOK: Duration = Duration::from_millis(90);
 
+/// Who has read a whole body for longer looks whether it is an old one by now.
+const MOMENT: Duration = Duration::from_millis(200);
+
 /// The pause after the first failure of a fill; it doubles with each one in a row, up to the longest.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -28,6 +31,8 @@ pub(crate) struct Source<'a> {
     pub(crate) record: Representation,
     file: File,
     growth: Option<Growth<'a>>,
+    /// The generation of a whole body of the cache, and when it was opened.
+    whole: Option<(Generation, Instant)>,
 }
 
 /// What a reader of a growing body must know.
@@ -78,7 +83,7 @@ impl<'a> Source<'a> {
         let described = generation.record_stamp();
         let joined = generation.join(found, wanted).map_err(of_cache)?;
         Ok(match joined {
-            Joined::Whole(whole) => Self::whole(whole.file, whole.record),
+            Joined::Whole(whole) => Self::whole(whole.file, whole.record).of(generation),
             Joined::Growing(Growing { file, record, progress }, locks) => {
                 let growth = Growth {
                     options,
@@ -95,14 +100,20 @@ impl<'a> Source<'a> {
                     not_before: None,
                     has_filled: false,
                 };
-                Self { record, file, growth: Some(growth) }
+                Self { record, file, growth: Some(growth), whole: None }
             }
         })
     }
 
     /// A whole body.
     pub(crate) fn whole(file: File, record: Representation) -> Self {
-        Self { record, file, growth: None }
+        Self { record, file, growth: None, whole: None }
+    }
+
+    /// The same; it belongs to a generation of the cache.
+    pub(crate) fn of(mut self, generation: Generation) -> Self {
+        self.whole = Some((generation, Instant::now()));
+        self
     }
 
     /// The file to read what is there from.
@@ -219,6 +230,13 @@ impl Drop for Source<'_> {
     fn drop(&mut self) {
         if let Some(Growth { generation, locks, .. }) = self.growth.take() {
             drop(locks);
+            generation.object().leave(&generation);
+        }
+        // In a moment nothing changes; and if it did, the next change clears it away.
+        if let Some((generation, opened)) = self.whole.take()
+            && opened.elapsed() > MOMENT
+            && fs2::FileExt::unlock(&self.file).is_ok()
+        {
             generation.object().leave(&generation);
         }
     }

@@ -29,7 +29,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
@@ -68,6 +68,11 @@ impl Unusable {
             Self::Missing(sentence) | Self::Wrong(sentence) => sentence,
         }
     }
+}
+
+/// Whether a check was so much later than another that the clock must have been set back since.
+fn is_from_the_future(known: SystemTime, checked: SystemTime) -> bool {
+    known.duration_since(checked).is_ok_and(|lead| lead > Duration::from_secs(3600))
 }
 
 /// One file of the base, in all its generations.
@@ -188,7 +193,7 @@ impl Object {
             && current.generation == generation
         {
             // Should another process replace the file meanwhile, this touches the old one: harmless.
-            if current.checked < checked {
+            if current.checked < checked || is_from_the_future(current.checked, checked) {
                 let mut file = files::open_to_touch(&self.file("current"))?;
                 if file.metadata()?.len() < MOST_CHECKS {
                     file.write_all(b"\n")?;
@@ -203,6 +208,7 @@ impl Object {
         if let Some(current) = &before
             && current.generation != generation
             && current.checked > checked
+            && !is_from_the_future(current.checked, checked)
         {
             return Ok(false);
         }

@@ -74,7 +74,7 @@ fn a_body_that_stops_is_cut_when_patience_ends_and_gone_on_with_later() {
     page.pause_at = Some(1000);
     base.put("/a", page.clone());
     let mut host = Host::new(&base);
-    host.set("OFFLOAD_TIMEOUT", "200ms");
+    host.set("OFFLOAD_TIMEOUT", "3s");
     page.pause_at = Some(0);
     base.put_after_get("/a", page);
     let reply = host.get("/a");

@@ -169,3 +169,17 @@ fn a_base_that_is_down_is_left_in_peace_after_a_few_failures() {
     assert!(replies[5].log.contains("not asked for a while"), "{}", replies[5].log);
     assert_eq!(base.attempts(), 3);
 }
+
+#[test]
+fn a_check_that_lies_in_the_future_is_none() {
+    let base = Base::start();
+    base.put("/a", text("max-age=1000"));
+    let host = Host::new(&base);
+    host.get("/a");
+    let current = std::fs::File::options().append(true).open(&host.files("current")[0]).unwrap();
+    let later = std::time::SystemTime::now() + Duration::from_secs(100_000);
+    current.set_modified(later).unwrap();
+    host.get("/a");
+    host.get("/a");
+    assert_eq!(base.count("HEAD"), 2);
+}

@@ -242,3 +242,21 @@ fn old_readers_finish_the_old_version_while_the_new_one_is_served() {
     assert_eq!(host.get("/a").text(), "new");
     assert_eq!(host.files("meta").len(), 1, "the old one goes when nobody reads it");
 }
+
+#[test]
+fn an_old_version_that_is_whole_goes_with_its_last_reader() {
+    let base = Base::start();
+    let body = pattern(2 * MIB);
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let host = Host::new(&base);
+    host.get("/a");
+    let mut old = host.ask("GET", "/a", &[]);
+    old.read_body(1);
+    base.put("/a", Page::new("\"v2\"", "new"));
+    assert_eq!(host.get("/a").text(), "new");
+    assert_eq!(host.files("body").len(), 2);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let (rest, success) = old.rest();
+    assert!(success && rest == body[1..]);
+    assert_eq!(host.files("body").len(), 1);
+}
