@@ -245,3 +245,52 @@ fn h17_a_flood_of_paths_that_do_not_exist_leaves_nothing_on_the_disk() {
         assert!(host.files(kind).is_empty(), "{kind}");
     }
 }
+
+#[test]
+fn a_base_whose_headers_have_no_end_is_not_believed() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text").with(&[("X-Endless", &"x".repeat(100_000))]));
+    let host = Host::new(&base);
+    let reply = host.get("/a");
+    assert_eq!(reply.status, 502, "{}", reply.log);
+    assert!(reply.log.len() < 1000, "{}", reply.log);
+}
+
+#[test]
+fn h12_ranges_of_nothing_and_of_an_empty_file_are_what_they_should_be() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "0123456789"));
+    base.put("/empty", Page::new("\"v1\"", ""));
+    let host = Host::new(&base);
+    for (path, range, status, text) in [
+        ("/a", "bytes=-0", 416, None),
+        ("/a", "bytes=10-", 416, None),
+        ("/a", "bytes=0--1", 200, Some("0123456789")),
+        ("/a", "bytes=9-18446744073709551616", 206, Some("9")),
+        ("/a", "bytes=-18446744073709551616", 206, Some("0123456789")),
+        ("/empty", "bytes=-5", 200, Some("")),
+        ("/empty", "bytes=0-0", 200, Some("")),
+    ] {
+        for _ in ["cold", "warm"] {
+            let reply = host.get_with(path, &[("Range", range)]);
+            assert_eq!(reply.status, status, "{path} {range}");
+            if let Some(text) = text {
+                assert_eq!(reply.text(), text, "{path} {range}");
+            }
+        }
+    }
+}
+
+#[test]
+fn h13_a_weak_validator_never_continues_a_download() {
+    let base = Base::start();
+    base.put("/a", Page::new("W/\"v1\"", "0123456789"));
+    let host = Host::new(&base);
+    for if_range in ["W/\"v1\"", "\"v1\""] {
+        for _ in ["cold", "warm"] {
+            let reply = host.get_with("/a", &[("Range", "bytes=5-"), ("If-Range", if_range)]);
+            assert_eq!((reply.status, reply.text()), (200, "0123456789"), "{if_range}");
+            assert_eq!(reply.header("ETag"), Some("W/\"v1\""));
+        }
+    }
+}
