@@ -89,26 +89,28 @@ impl Asker<'_> {
     /// # Errors
     /// `Down`, `TimedOut`, or `Refused` when the file is not one to serve.
     pub(crate) fn ask(&self, arrival: SystemTime) -> Result<Known, Failure> {
-        loop {
-            let check = match self.object.turn() {
-                Ok(Turn::Mine(check)) => Some(check),
+        // Who has heard nothing of use twice does not wait a third time.
+        for _ in 0..2 {
+            match self.object.turn() {
+                Ok(Turn::Mine(check)) => {
+                    let result = self.ask_alone();
+                    check.tell(&spell(&result));
+                    return result;
+                }
                 Ok(Turn::Told(text)) => match self.hear(&text, arrival) {
                     Some(known) => return known,
-                    // Told too early, or nothing that could be told on.
-                    None if text.ends_with("\nown") => None,
-                    None => continue,
+                    // Nothing that could be told on.
+                    None if text.ends_with("\nown") => break,
+                    // Told too early.
+                    None => {}
                 },
                 Err(error) => {
                     self.complain(&error);
-                    None
+                    break;
                 }
-            };
-            let result = self.ask_alone();
-            if let Some(check) = check {
-                check.tell(&spell(&result));
             }
-            return result;
         }
+        self.ask_alone()
     }
 
     fn ask_alone(&self) -> Result<Known, Failure> {
@@ -157,7 +159,12 @@ impl Asker<'_> {
         }
         let (word, rest) = rest.split_once('\n').unwrap_or((rest, ""));
         match word {
-            "file" => self.recall().map(|(found, _)| Ok(Known::File(found))),
+            // What could not be noted, an older version, or none, is in its place.
+            "file" => {
+                let (found, _) = self.recall()?;
+                let same = found.representation.generation() == rest;
+                same.then_some(Ok(Known::File(found)))
+            }
             "failure" => Failure::parse(rest).map(Err),
             "other" => {
                 let mut lines = rest.split('\n');
@@ -183,7 +190,7 @@ fn spell(result: &Result<Known, Failure>) -> String {
         Ok(Known::File(found)) if found.representation.unstorable.is_some() => {
             format!("{now}\nown")
         }
-        Ok(Known::File(_)) => format!("{now}\nfile"),
+        Ok(Known::File(found)) => format!("{now}\nfile\n{}", found.representation.generation()),
         Ok(Known::Other(other)) => {
             let text = |value: &Option<String>| value.clone().unwrap_or_default();
             let (location, retry) = (text(&other.location), text(&other.retry_after));

@@ -17,6 +17,7 @@ mod space;
 mod stretches;
 mod together;
 mod tools;
+mod worst;
 
 /// Bytes that differ from each other, so that a wrong offset is noticed.
 fn pattern(length: usize) -> Vec<u8> {

@@ -1,0 +1,50 @@
+//! The worst moments: what is left when somebody is killed between two steps, clocks that were set back, disks
+//! that lose bytes.
+
+use std::fs;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+
+use super::base::{Base, Page};
+use super::host::Host;
+
+/// A file beside the `.current` of the only object of a cache.
+fn beside(host: &Host, kind: &str) -> PathBuf {
+    host.files("current")[0].with_extension(kind)
+}
+
+#[test]
+fn what_was_told_and_not_removed_is_nobody_s_news() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let host = Host::new(&base);
+    host.get("/a");
+    for (moment, news) in [("1", "failure\ndown old"), ("99999999999999999", "failure\ndown new")] {
+        let heads = base.count("HEAD");
+        fs::write(beside(&host, "check"), format!("{moment}\n{news}\nend\n")).unwrap();
+        assert_eq!(host.get("/a").text(), "text");
+        assert_eq!(base.count("HEAD"), heads + 1, "{news}");
+        assert!(host.files("check").is_empty());
+    }
+}
+
+#[test]
+fn who_waits_for_news_that_cannot_be_noted_is_not_given_the_old_version() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "old"));
+    let host = Host::new(&base);
+    host.get("/a");
+    base.put("/a", Page::new("\"v2\"", "new"));
+    // No file can be written under this name now.
+    fs::create_dir(beside(&host, "current.tmp")).unwrap();
+    base.hold_heads();
+    let clients: Vec<_> = (0..5).map(|_| host.ask("GET", "/a", &[])).collect();
+    base.wait_for("HEAD", 2);
+    thread::sleep(Duration::from_millis(300));
+    base.release_heads();
+    for client in clients {
+        let reply = client.end();
+        assert_eq!(reply.text(), "new", "{}", reply.log);
+    }
+}
