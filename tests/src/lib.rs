@@ -10,6 +10,7 @@
 
 mod artifacts;
 mod client;
+pub mod crowd;
 mod data;
 pub mod h2;
 mod httpd;
@@ -21,6 +22,7 @@ mod ports;
 mod scratch;
 pub mod soak;
 mod status;
+pub mod tls;
 
 use std::thread;
 use std::time::{Duration, Instant};

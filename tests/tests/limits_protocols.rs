@@ -6,14 +6,13 @@
 
 use std::collections::VecDeque;
 use std::net::Ipv4Addr;
-use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
 use offload_tests::h2::Connection;
 use offload_tests::limits::{
     BIG, Client, OBSERVER, Status, eventually_empty, eventually_held, limited, put_big,
 };
-use offload_tests::{Curl, Httpd, Mpm, Port, Raw, Running, Setup, eventually};
+use offload_tests::{Curl, Httpd, Mpm, Port, Raw, Running, Setup, eventually, tls};
 
 const ADDRESS: &str = "Too many connections from your address";
 
@@ -22,25 +21,6 @@ fn with_files(setup: Setup) -> Httpd {
     put_big(&server, "big");
     server.put("small", "hello");
     server
-}
-
-/// Makes a certificate, and listens for TLS on a port of its own.
-fn with_tls(setup: Setup, port: &Port) -> Setup {
-    let folder = setup.scratch().path();
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
-        .args(["-subj", "/CN=base.test", "-days", "2", "-keyout"])
-        .arg(folder.join("key.pem"))
-        .arg("-out")
-        .arg(folder.join("certificate.pem"))
-        .output()
-        .expect("cannot start openssl: install it");
-    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let address = port.address();
-    setup.module("socache_shmcb").module("ssl").directives(&format!(
-        "Listen {address} https\nMutex file:${{SCRATCH}}/run\n<VirtualHost {address}>\nServerName base.test\nSSLEngine On\n\
-         SSLCertificateFile ${{SCRATCH}}/certificate.pem\nSSLCertificateKeyFile ${{SCRATCH}}/key.pem\n</VirtualHost>"
-    ))
 }
 
 /// A client over TLS that has begun to read and goes on slowly.
@@ -57,7 +37,7 @@ fn slow(curl: Curl) -> Running {
 fn tls_connections_count_like_all_others() {
     let port = Port::of([127, 0, 0, 1].into());
     let setup = limited(Mpm::Event, "GlobalMaxConnectionsPerIP 3").module("http2");
-    let server = with_files(with_tls(setup.directives("Protocols h2 http/1.1"), &port));
+    let server = with_files(tls::listening(setup.directives("Protocols h2 http/1.1"), &port));
     let held = |count| eventually_held(&server, "GlobalMaxConnectionsPerIP", count);
     for version in ["--http1.1", "--http2"] {
         let client = |from| tls_client(&port, from, "/big", version);
