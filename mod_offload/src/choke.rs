@@ -17,7 +17,7 @@ use offload_core::choke::{Overflow, Sharers};
 use offload_core::directive::Layer;
 use offload_core::ledger::Taken;
 use offload_core::rate::Terms;
-use offload_core::transfers::{KINDS, Manner};
+use offload_core::transfers::{Manner, Shared, Shares};
 use offload_core::units::Bytes;
 use offload_core::verdict;
 
@@ -30,7 +30,7 @@ use crate::ffi::server::{Journal, Server};
 use crate::ffi::socket::Socket;
 use crate::hooks::Answer;
 use crate::lease::Lease;
-use crate::pacer::{self, Begin, PACER, Pacer, Shared, Summary, Switch};
+use crate::pacer::{self, Begin, PACER, Pacer, Summary, Switch};
 use crate::spool::Spool;
 
 /// More than this, in memory, and httpd makes a worker wait (FlushMaxThreshold, core_filters.c).
@@ -41,7 +41,7 @@ const ASYNC: u64 = 64 << 10;
 pub(crate) struct Response {
     socket: Socket,
     terms: Cell<Terms>,
-    shares: Cell<[Option<Shared>; KINDS]>,
+    shares: Cell<Shares>,
     is_throttled: Cell<bool>,
     manner: Cell<Manner>,
     stage: Cell<Stage>,
@@ -133,7 +133,7 @@ impl Response {
         Self {
             socket,
             terms: Cell::new(Terms { rate: None, burst: Bytes::new(0) }),
-            shares: Cell::new([None; KINDS]),
+            shares: Cell::new(Shares::default()),
             is_throttled: Cell::new(false),
             manner: Cell::new(Manner::Paced),
             stage: Cell::new(Stage::New),
@@ -163,7 +163,7 @@ impl Response {
         let shares = shares(request);
         self.terms.set(terms);
         self.shares.set(shares);
-        let has_rate = terms.rate.is_some() || shares != [None; KINDS];
+        let has_rate = terms.rate.is_some() || shares != Shares::default();
         let is_told = policy.choke_summary().is_on();
         self.journal.set(request.server().filter(|_| is_told).map(Server::journal));
         self.is_throttled.set(has_rate || is_told);
@@ -172,7 +172,7 @@ impl Response {
     /// Whether it has a rate, or a part of one.
     fn has_rate(&self) -> bool {
         self.is_throttled.get()
-            && (self.terms.get().rate.is_some() || self.shares.get() != [None; KINDS])
+            && (self.terms.get().rate.is_some() || self.shares.get() != Shares::default())
     }
 
     /// Whether the whole response holds a worker, whatever it is made of.
@@ -329,8 +329,8 @@ fn is_async(request: Request<'_>) -> bool {
 }
 
 /// The common rates that the request takes part in.
-fn shares(request: Request<'_>) -> [Option<Shared>; KINDS] {
-    let mut shares = [None; KINDS];
+fn shares(request: Request<'_>) -> Shares {
+    let mut shares = Shares::default();
     let Some(server) = request.server() else { return shares };
     let (Some(layer), Some(host)) = (server.layer(), server.host()) else { return shares };
     for (share, place) in layer.choke_shares().iter().zip(&host.shares) {

@@ -9,22 +9,21 @@
 //! [`close`](Pacer::close) takes before httpd closes one, and only if the descriptor still is the socket
 //! that it was: no rate ever reaches another connection.
 
-mod division;
 mod line;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
+use offload_core::division::divide;
 use offload_core::ledger::Identity;
 use offload_core::rate::{BURST_QUEUE, Meter, Terms};
-use offload_core::transfers::{KINDS, Manner, Row, Transfers};
+use offload_core::transfers::{Manner, Row, Shares, Transfers};
 use offload_core::units::{Bytes, Rate};
 
-use self::division::parts;
 pub(crate) use self::line::Summary;
 use self::line::{GLANCE, Leaving, Line, News};
 use crate::ffi::socket::Socket;
@@ -54,21 +53,12 @@ const STREAM: u64 = 64 << 10;
 /// So many sockets are asked before somebody else gets the lock.
 const BATCH: usize = 32;
 
-/// A common rate that a connection takes part in.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Shared {
-    /// Its name in the table; never zero.
-    pub(crate) name: u64,
-    /// The rate of all together.
-    pub(crate) rate: Rate,
-}
-
 /// A response that begins to be sent.
 pub(crate) struct Begin {
     pub(crate) client: Vec<u8>,
     pub(crate) path: Vec<u8>,
     pub(crate) terms: Terms,
-    pub(crate) shares: [Option<Shared>; KINDS],
+    pub(crate) shares: Shares,
     pub(crate) manner: Manner,
     /// Whether other responses may be on the connection at the same time.
     pub(crate) is_stream: bool,
@@ -170,12 +160,11 @@ impl Pacer {
             }
             if let Some(row) = line.row {
                 table.set_manner(row, line.manner);
-                let names = line.shares.map(|shared| shared.map_or(0, |shared| shared.name));
-                table.set_shares(row, names);
+                table.set_shares(row, line.shares);
             }
         }
         line.has_burst = response.terms.burst.count() > 0;
-        let is_shared = line.shares != [None; KINDS];
+        let is_shared = line.shares != Shares::default();
         let is_awaited = is_shared || lines.len() == 1;
         self.count.store(lines.len(), Ordering::Relaxed);
         drop(lines);
@@ -213,12 +202,11 @@ impl Pacer {
         if let Some(line) = self.lines().get_mut(&socket.cookie()) {
             line.manner = manner;
             if manner == Manner::Unthrottled {
-                line.shares = [None; KINDS];
+                line.shares = Shares::default();
             }
             if let (Some(row), Some(table)) = (line.row, TRANSFERS.get()) {
                 table.set_manner(row, manner);
-                let names = line.shares.map(|shared| shared.map_or(0, |shared| shared.name));
-                table.set_shares(row, names);
+                table.set_shares(row, line.shares);
             }
             line.apply();
         }
@@ -374,7 +362,7 @@ impl Pacer {
     fn tick(&self) -> Duration {
         let now = now();
         let mut pause = GLANCE;
-        let mut shares: HashMap<u64, Rate> = HashMap::new();
+        let mut has_shares = false;
         let mut from = 0;
         loop {
             let mut news = News::new();
@@ -402,8 +390,8 @@ impl Pacer {
                     continue;
                 }
                 line.look(now, &mut news);
-                for shared in line.shares.iter().flatten() {
-                    shares.insert(shared.name, shared.rate);
+                if line.shares != Shares::default() {
+                    has_shares = true;
                     pause = pause.min(TICK);
                 }
             }
@@ -420,16 +408,14 @@ impl Pacer {
                 _ => break,
             }
         }
-        if !shares.is_empty()
-            && let Some(table) = TRANSFERS.get()
-        {
-            self.give(&parts(&shares, &table.claims()));
+        if has_shares && let Some(table) = TRANSFERS.get() {
+            self.give(&divide(&table.claims()));
         }
         pause
     }
 
     /// Gives each connection its part of what is shared.
-    fn give(&self, parts: &HashMap<Row, u64>) {
+    fn give(&self, parts: &BTreeMap<Row, Rate>) {
         let mut from = 0;
         loop {
             let mut lines = self.lines();
@@ -439,9 +425,8 @@ impl Pacer {
             let mut last = None;
             for (&at, line) in lines.range_mut(from..).take(BATCH) {
                 last = Some(at);
-                let part =
-                    line.row.and_then(|row| parts.get(&row)).and_then(|&part| Rate::new(part));
-                if line.shares != [None; KINDS] && part.is_some() && line.socket.is_alive() {
+                let part = line.row.and_then(|row| parts.get(&row)).copied();
+                if line.shares != Shares::default() && part.is_some() && line.socket.is_alive() {
                     line.part = part;
                     line.apply();
                 }

@@ -13,7 +13,8 @@
 //! | [`ledger`] | how many are held now, counted by all processes, whichever of them dies |
 //! | [`admission`] | which limits concern a request, and where each counts |
 //! | [`limit`] | the values of the limits: numbers, groups of paths, sections |
-//! | [`rate`] | how fast a response may go, and how a common rate is divided |
+//! | [`rate`] | how fast a response may go |
+//! | [`division`] | who gets how much of the rates that connections share |
 //! | [`transfers`] | who is served what, and how fast, by all processes |
 //! | [`choke`] | the values of throttling's directives |
 //! | [`advice`] | which of httpd's settings stand in the way of many slow downloads |
@@ -25,6 +26,7 @@ pub mod admission;
 pub mod advice;
 pub mod choke;
 pub mod directive;
+pub mod division;
 pub mod ledger;
 pub mod limit;
 pub mod path;

@@ -1,4 +1,4 @@
-//! Throttling: how fast may a response go, and how is a common rate divided.
+//! Throttling: how fast may a response go.
 //!
 //! The kernel does the pacing (`SO_MAX_PACING_RATE`, socket(7)): a transfer holds no thread. What is
 //! decided here is the rate that a socket is given, and how much may wait in its queue.
@@ -73,31 +73,6 @@ const STEP: u64 = 64 << 10;
 /// written for so long, and between two writes the queue has to drain.
 pub fn least_timeout(rate: Rate) -> std::time::Duration {
     rate.time_for(Bytes::new(2 * STEP.max(u64::from(queue_limit(rate)))))
-}
-
-/// Divides a rate among transfers of which each wants so much at the most: who wants less than an equal
-/// part gets it, and the others share the rest equally (max-min fairness: Bertsekas and Gallager, Data
-/// Networks, section 6.5.2). The sum is the lesser of the total and of what is wanted.
-pub fn divide(total: u64, wants: &[u64]) -> Vec<u64> {
-    let mut order: Vec<usize> = (0..wants.len()).collect();
-    order.sort_by_key(|&index| wants[index]);
-    let mut parts = vec![0; wants.len()];
-    let mut left = total;
-    for (done, &index) in order.iter().enumerate() {
-        let others = (wants.len() - done) as u64;
-        // Rounded up, so that nothing is left over.
-        let part = wants[index].min(left.div_ceil(others));
-        parts[index] = part;
-        left -= part;
-    }
-    parts
-}
-
-/// What a transfer keeps of a common rate even when it takes less: raising a very low rate takes the
-/// kernel long. All together it is an eighth of the whole at the most.
-pub fn floor(total: Rate, transfers: usize) -> u64 {
-    let total = total.per_second();
-    (total / 20).min(total / (8 * (transfers.max(1) as u64))).max(1)
 }
 
 /// What the kernel says of a connection at one moment (`TCP_INFO`, tcp(7)).
@@ -199,8 +174,6 @@ fn as_bytes(number: f64) -> u64 {
 mod tests {
     use std::time::Duration;
 
-    use proptest::prelude::*;
-
     use super::*;
     use crate::directive::{HostLayer, rows};
     use crate::setting::tests::context;
@@ -266,15 +239,6 @@ mod tests {
         assert_eq!(least_timeout(rate(10_000).unwrap()).as_secs(), 13, "twice 64 KB at 10 KB/s");
     }
 
-    #[test]
-    fn who_wants_little_gets_it_and_the_rest_is_shared() {
-        assert_eq!(divide(100, &[u64::MAX, 10, u64::MAX]), [45, 10, 45]);
-        assert_eq!(divide(100, &[u64::MAX; 3]).iter().sum::<u64>(), 100);
-        assert_eq!(divide(100, &[20, 30]), [20, 30]);
-        assert_eq!(divide(0, &[5]), [0]);
-        assert!(divide(7, &[]).is_empty());
-    }
-
     fn sample(seconds: u64, acked: u64, stalled: u64) -> Sample {
         Sample {
             at: seconds * 1_000_000,
@@ -314,27 +278,6 @@ mod tests {
         meter.take(sample(0, 0, 0), given);
         let idle = Sample { busy: 100_000, ..sample(1, 10_000, 0) };
         assert!(meter.take(idle, given) < 100_000);
-    }
-
-    proptest! {
-        #[test]
-        fn a_division_is_fair_and_whole(total in 0u64..1 << 40, wants in prop::collection::vec(0u64..1 << 40, 0..40)) {
-            let parts = divide(total, &wants);
-            let sum: u128 = parts.iter().map(|&part| u128::from(part)).sum();
-            let wanted: u128 = wants.iter().map(|&want| u128::from(want)).sum();
-            prop_assert_eq!(sum, wanted.min(u128::from(total)));
-            // Nobody gets more than he wants, and who gets less has (to a byte) no less than any other.
-            let most = parts.iter().max().copied().unwrap_or(0);
-            for (part, want) in parts.iter().zip(&wants) {
-                prop_assert!(part <= want && (part == want || part + 1 >= most));
-            }
-        }
-
-        #[test]
-        fn floors_never_take_more_than_an_eighth(total in 4u64..1 << 40, transfers in 1usize..1000) {
-            prop_assume!(total >= 8 * transfers as u64);
-            prop_assert!(floor(rate(total).unwrap(), transfers) * transfers as u64 <= total / 8);
-        }
     }
 
     #[test]

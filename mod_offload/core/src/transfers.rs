@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, fence};
 
 use crate::ledger::Identity;
+use crate::units::Rate;
 
 /// Words of a row.
 const ROW: usize = 64;
@@ -23,7 +24,7 @@ const ROW: usize = 64;
 /// then the rows.
 const HEAD: usize = 8;
 /// What a table begins with: `transfr` and the number of the layout.
-const MAGIC: u64 = u64::from_be_bytes(*b"transfr\x02");
+const MAGIC: u64 = u64::from_be_bytes(*b"transfr\x03");
 
 const CAPACITY: usize = 1;
 const USED: usize = 2;
@@ -39,8 +40,9 @@ const MANNER: usize = 5;
 const STREAMS: usize = 6;
 const WANTS: usize = 7;
 const MOST: usize = 8;
+/// A name and a rate for each kind.
 const SHARES: usize = 9;
-const TEXTS: usize = SHARES + KINDS;
+const TEXTS: usize = SHARES + 2 * KINDS;
 /// Words of a text are preceded by one with its length.
 const CLIENT_WORDS: usize = 6;
 const CLIENT: usize = TEXTS;
@@ -97,8 +99,20 @@ pub struct Transfers<'a> {
 }
 
 /// A row that its process owns.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub struct Row(usize);
+
+/// A common rate that a transfer takes part in.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Shared {
+    /// Its name; never zero.
+    pub name: u64,
+    /// The rate of all together.
+    pub rate: Rate,
+}
+
+/// One of each kind at the most.
+pub type Shares = [Option<Shared>; KINDS];
 
 /// What changes while a transfer runs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -135,12 +149,20 @@ pub struct Transfer {
 pub struct Claim {
     /// Whose it is.
     pub row: Row,
-    /// The common rates that it takes part in, by name; 0: none of this kind.
-    pub shares: [u64; KINDS],
+    /// The common rates that it takes part in.
+    pub shares: Shares,
     /// What it would take.
     pub wants: u64,
     /// What it may have by its own rate.
     pub most: u64,
+}
+
+#[cfg(test)]
+impl Row {
+    /// Any row.
+    pub(crate) fn at(at: usize) -> Self {
+        Self(at)
+    }
 }
 
 impl<'a> Transfers<'a> {
@@ -256,9 +278,11 @@ impl<'a> Transfers<'a> {
     }
 
     /// The common rates that it takes part in.
-    pub fn set_shares(&self, Row(at): Row, shares: [u64; KINDS]) {
-        if let Some(row) = self.row(at) {
-            row[SHARES..].iter().zip(shares).for_each(|(word, share)| word.store(share, Relaxed));
+    pub fn set_shares(&self, Row(at): Row, shares: Shares) {
+        let Some(row) = self.row(at) else { return };
+        for (words, shared) in row[SHARES..TEXTS].chunks(2).zip(shares) {
+            words[1].store(shared.map_or(0, |shared| shared.rate.per_second()), Relaxed);
+            words[0].store(shared.map_or(0, |shared| shared.name), Relaxed);
         }
     }
 
@@ -308,15 +332,16 @@ impl<'a> Transfers<'a> {
     pub fn claims(&self) -> Vec<Claim> {
         let claims =
             self.used().filter(|(_, row)| row[OWNER].load(Acquire) != 0).map(|(at, row)| {
-                let mut shares = [0; KINDS];
-                shares
-                    .iter_mut()
-                    .zip(&row[SHARES..])
-                    .for_each(|(to, from)| *to = from.load(Relaxed));
+                let mut shares = Shares::default();
+                for (shared, words) in shares.iter_mut().zip(row[SHARES..TEXTS].chunks(2)) {
+                    let name = words[0].load(Relaxed);
+                    let rate = Rate::new(words[1].load(Relaxed)).filter(|_| name != 0);
+                    *shared = rate.map(|rate| Shared { name, rate });
+                }
                 let [wants, most] = [WANTS, MOST].map(|at| row[at].load(Relaxed));
                 Claim { row: at, shares, wants, most }
             });
-        claims.filter(|claim| claim.shares != [0; KINDS]).collect()
+        claims.filter(|claim| claim.shares != Shares::default()).collect()
     }
 
     /// Everything, for the status page.
@@ -449,7 +474,9 @@ mod tests {
         let words = words(1);
         let table = Transfers::open(&words).unwrap();
         let row = table.claim(process(1), &[b'1'; 100], &[b'p'; 1000]).unwrap();
-        table.set_shares(row, [1, 2, 3]);
+        let shared = |name| Rate::new(100).map(|rate| Shared { name, rate });
+        table.set_shares(row, [shared(1), None, shared(3)]);
+        assert_eq!(table.claims()[0].shares, [shared(1), None, shared(3)]);
         assert_eq!(table.list()[0].client.len(), CLIENT_WORDS * 8);
         assert_eq!(table.list()[0].path.len(), PATH_BYTES);
         table.release(row);

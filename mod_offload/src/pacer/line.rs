@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use offload_core::rate::{Meter, Terms, queue_limit};
-use offload_core::transfers::{Figures, KINDS, Manner, Row};
+use offload_core::transfers::{Figures, Manner, Row, Shares};
 use offload_core::units::{Bytes, Rate};
 
-use super::{Begin, NAP, SPACE, Shared, TRANSFERS};
+use super::{Begin, NAP, SPACE, TRANSFERS};
 use crate::ffi::server::Journal;
 use crate::ffi::socket::Socket;
 
@@ -21,7 +21,7 @@ pub(super) struct Line {
     pub(super) socket: Socket,
     pub(super) row: Option<Row>,
     pub(super) own: Option<Rate>,
-    pub(super) shares: [Option<Shared>; KINDS],
+    pub(super) shares: Shares,
     /// What is divided to it of its shares.
     pub(super) part: Option<Rate>,
     /// What the kernel was told.
@@ -98,7 +98,7 @@ impl Line {
             socket,
             row: None,
             own: None,
-            shares: [None; KINDS],
+            shares: Shares::default(),
             part: None,
             given: None,
             is_on: false,
@@ -188,7 +188,7 @@ impl Line {
 
     /// Whether it is time to look.
     pub(super) fn is_due(&self, now: u64) -> bool {
-        self.shares != [None; KINDS]
+        self.shares != Shares::default()
             || self.leaving.iter().any(|leaving| leaving.expected <= now)
             || now.saturating_sub(self.looked) >= micros(GLANCE)
     }
@@ -201,7 +201,7 @@ impl Line {
         if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
             table.release(row);
         }
-        self.shares = [None; KINDS];
+        self.shares = Shares::default();
         self.part = None;
         if self.is_stream {
             // No throttled stream is left; the others are to go as fast as they can. A connection of
@@ -215,7 +215,7 @@ impl Line {
     pub(super) fn close(&mut self, now: u64) {
         let acked = self.socket.sample(now).map_or(0, |sample| sample.acked);
         self.closed = self.closed.or(Some(acked));
-        self.shares = [None; KINDS];
+        self.shares = Shares::default();
         if let (Some(row), Some(table)) = (self.row.take(), TRANSFERS.get()) {
             table.release(row);
         }
