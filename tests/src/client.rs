@@ -3,11 +3,12 @@
 use std::fmt;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt,
@@ -232,7 +233,25 @@ impl Running {
 
 /// A connection on which a test writes what it likes.
 #[derive(Debug)]
-pub struct Raw(BufReader<TcpStream>);
+pub struct Raw {
+    pub(crate) reader: BufReader<TcpStream>,
+    /// What stands between the test and the server.
+    _between: Option<Between>,
+}
+
+/// A program that speaks TLS for a test, and ends with the connection.
+#[derive(Debug)]
+pub(crate) struct Between(pub(crate) Child);
+
+impl Drop for Between {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The largest segment of a connection over Ethernet.
+pub(crate) const ETHERNET: u32 = 1448;
 
 impl Raw {
     /// Connects.
@@ -252,23 +271,26 @@ impl Raw {
     /// Connects from this address, with a small buffer: what the client does not read stays with the
     /// server.
     pub fn connect_from(source: Ipv4Addr, address: SocketAddr) -> Self {
-        let SocketAddr::V4(address) = address else { panic!("{address} is no IPv4 address") };
-        let connected = || {
-            let socket =
-                socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-            setsockopt(&socket, sockopt::RcvBuf, &(32 << 10))?;
-            bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
-            connect(socket.as_raw_fd(), &SockaddrIn::from(address))?;
-            Self::over(TcpStream::from(socket))
-        };
-        connected().unwrap_or_else(|error: std::io::Error| panic!("{source} to {address}: {error}"))
+        Self::connect_with(source, address, 32 << 10)
     }
 
-    fn over(stream: TcpStream) -> std::io::Result<Self> {
+    /// The same with a buffer of so many bytes.
+    pub fn connect_with(source: Ipv4Addr, address: SocketAddr, buffer: usize) -> Self {
+        dial(source, address, Some(buffer))
+            .and_then(Self::over)
+            .unwrap_or_else(|error| panic!("{source} to {address}: {error}"))
+    }
+
+    pub(crate) fn over(stream: TcpStream) -> std::io::Result<Self> {
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;
         stream.set_nodelay(true)?;
-        Ok(Self(BufReader::new(stream)))
+        Ok(Self { reader: BufReader::new(stream), _between: None })
+    }
+
+    /// A connection to a program that stands between the test and the server.
+    pub(crate) fn through(stream: TcpStream, program: Between) -> std::io::Result<Self> {
+        Ok(Self { _between: Some(program), ..Self::over(stream)? })
     }
 
     /// Sends these bytes as they are.
@@ -281,7 +303,7 @@ impl Raw {
     /// # Errors
     /// What the kernel said.
     pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> std::io::Result<()> {
-        self.0.get_mut().write_all(bytes.as_ref())
+        self.reader.get_mut().write_all(bytes.as_ref())
     }
 
     /// Reads one answer: its head, and its body by Content-Length, in chunks, or to the end.
@@ -306,7 +328,7 @@ impl Raw {
     pub fn try_receive_head(&mut self) -> std::io::Result<Head> {
         let mut lines = Vec::new();
         while !lines.ends_with(b"\r\n\r\n") {
-            if self.0.read_until(b'\n', &mut lines)? == 0 {
+            if self.reader.read_until(b'\n', &mut lines)? == 0 {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
         }
@@ -318,36 +340,13 @@ impl Raw {
     /// # Errors
     /// What the kernel said, or that the connection ended too early.
     pub fn try_receive_body(&mut self, head: &Head) -> std::io::Result<Vec<u8>> {
-        let mut body = Vec::new();
-        if head.status == 304 || head.status == 204 {
-        } else if let Some(length) = head.field("content-length") {
-            body = vec![0; length.parse().unwrap()];
-            self.0.read_exact(&mut body)?;
-        } else if head.field("transfer-encoding").is_some() {
-            loop {
-                let mut line = String::new();
-                self.0.read_line(&mut line)?;
-                let size = u64::from_str_radix(line.trim(), 16)
-                    .map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
-                let read = Read::take(&mut self.0, size).read_to_end(&mut body)?;
-                if u64::try_from(read).ok() != Some(size) {
-                    return Err(std::io::ErrorKind::UnexpectedEof.into());
-                }
-                self.0.read_line(&mut String::new())?;
-                if size == 0 {
-                    break;
-                }
-            }
-        } else {
-            self.0.read_to_end(&mut body)?;
-        }
-        Ok(body)
+        body_of(&mut self.reader, head)
     }
 
     /// Reads everything up to the end of the connection.
     pub fn rest(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
-        self.0.read_to_end(&mut bytes).unwrap();
+        self.reader.read_to_end(&mut bytes).unwrap();
         bytes
     }
 
@@ -373,17 +372,73 @@ impl Raw {
     /// What the kernel said, or that the connection ended too early.
     pub fn read_exactly(&mut self, length: usize) -> std::io::Result<Vec<u8>> {
         let mut bytes = vec![0; length];
-        self.0.read_exact(&mut bytes)?;
+        self.reader.read_exact(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Tells the other side that nothing more will be sent.
+    pub fn say_no_more(&mut self) {
+        self.reader.get_ref().shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Waits no longer than this for more bytes.
+    pub fn wait_at_most(&mut self, time: Duration) {
+        self.reader.get_ref().set_read_timeout(Some(time)).unwrap();
     }
 
     /// The client's end of the connection.
     pub fn local(&self) -> SocketAddr {
-        self.0.get_ref().local_addr().unwrap()
+        self.reader.get_ref().local_addr().unwrap()
     }
 
     /// Whether the other side has ended the connection; waits until it does or sends something.
     pub fn ended(&mut self) -> bool {
-        self.0.fill_buf().is_ok_and(<[u8]>::is_empty)
+        self.reader.fill_buf().is_ok_and(<[u8]>::is_empty)
     }
+}
+
+/// Connects from an address. The segments are as large as on Ethernet: on loopback they have 64 KB, and as
+/// the kernel never paces the first ten of a connection, half a megabyte would come at full speed.
+pub(crate) fn dial(
+    source: Ipv4Addr,
+    address: SocketAddr,
+    buffer: Option<usize>,
+) -> std::io::Result<TcpStream> {
+    let SocketAddr::V4(address) = address else { panic!("{address} is no IPv4 address") };
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    if let Some(buffer) = buffer {
+        setsockopt(&socket, sockopt::RcvBuf, &buffer)?;
+    }
+    setsockopt(&socket, sockopt::TcpMaxSeg, &ETHERNET)?;
+    bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(source, 0)))?;
+    connect(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+    Ok(socket.into())
+}
+
+/// Reads the body that belongs to a head: by Content-Length, in chunks, or to the end.
+pub(crate) fn body_of(reader: &mut impl BufRead, head: &Head) -> std::io::Result<Vec<u8>> {
+    let mut body = Vec::new();
+    if head.status == 304 || head.status == 204 {
+    } else if let Some(length) = head.field("content-length") {
+        body = vec![0; length.parse().unwrap()];
+        reader.read_exact(&mut body)?;
+    } else if head.field("transfer-encoding").is_some() {
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line)?;
+            let size = u64::from_str_radix(line.trim(), 16)
+                .map_err(|_| std::io::Error::from(std::io::ErrorKind::InvalidData))?;
+            let read = Read::take(&mut *reader, size).read_to_end(&mut body)?;
+            if u64::try_from(read).ok() != Some(size) {
+                return Err(std::io::ErrorKind::UnexpectedEof.into());
+            }
+            reader.read_line(&mut String::new())?;
+            if size == 0 {
+                break;
+            }
+        }
+    } else {
+        reader.read_to_end(&mut body)?;
+    }
+    Ok(body)
 }

@@ -38,6 +38,7 @@ pub struct Crowd {
     tls: bool,
     unanswered: usize,
     reading: Option<u64>,
+    ethernet: bool,
 }
 
 impl Crowd {
@@ -45,7 +46,16 @@ impl Crowd {
     /// asked to close.
     pub fn of(server: SocketAddr, path: &str) -> Self {
         let (path, fields) = (path.to_owned(), String::new());
-        Self { server, path, fields, from: Vec::new(), tls: false, unanswered: 400, reading: None }
+        Self {
+            server,
+            path,
+            fields,
+            from: Vec::new(),
+            tls: false,
+            unanswered: 400,
+            reading: None,
+            ethernet: false,
+        }
     }
 
     /// Sends this field too.
@@ -81,6 +91,13 @@ impl Crowd {
     #[must_use]
     pub fn reading(mut self, bytes_per_second: u64) -> Self {
         self.reading = Some(bytes_per_second);
+        self
+    }
+
+    /// Takes segments that are as large as on Ethernet, of which the kernel leaves fewer bytes unpaced.
+    #[must_use]
+    pub fn ethernet(mut self) -> Self {
+        self.ethernet = true;
         self
     }
 

@@ -31,10 +31,15 @@ pub struct Stream {
     pub ended: bool,
 }
 
+/// What HPACK has for these two.
+const HTTP: u8 = 0x86;
+const HTTPS: u8 = 0x87;
+
 /// One connection, by prior knowledge, from one address; a stream gets 64 KB unless it is let run.
 #[derive(Debug)]
 pub struct Connection {
     raw: Raw,
+    scheme: u8,
     authority: String,
     next: u32,
     streams: BTreeMap<u32, Stream>,
@@ -44,10 +49,18 @@ impl Connection {
     /// Connects.
     pub fn open(server: &Httpd, from: &str) -> Self {
         let from: Ipv4Addr = from.parse().unwrap();
-        let mut raw = Raw::connect_from(from, server.address());
+        Self::begin(Raw::connect_from(from, server.address()), server, HTTP)
+    }
+
+    /// Begins on a connection of TLS to this server.
+    pub fn over_tls(raw: Raw, server: &Httpd) -> Self {
+        Self::begin(raw, server, HTTPS)
+    }
+
+    fn begin(mut raw: Raw, server: &Httpd, scheme: u8) -> Self {
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
         let (authority, streams) = (server.authority(), BTreeMap::new());
-        let mut new = Self { raw, authority, next: 1, streams };
+        let mut new = Self { raw, scheme, authority, next: 1, streams };
         new.send(SETTINGS, 0, 0, &[]);
         new.send(WINDOW_UPDATE, 0, 0, &MOST.to_be_bytes());
         new
@@ -57,7 +70,7 @@ impl Connection {
     pub fn get(&mut self, path: &str) -> u32 {
         let id = self.next;
         self.next += 2;
-        let mut block = vec![0x82, 0x86]; // :method GET, :scheme http
+        let mut block = vec![0x82, self.scheme]; // 0x82 is ":method GET"
         for (name, value) in [(4, path), (1, &self.authority)] {
             block.extend([name, u8::try_from(value.len()).unwrap()]);
             block.extend(value.as_bytes());

@@ -9,9 +9,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod artifacts;
+pub mod choke;
 mod client;
 pub mod crowd;
 mod data;
+mod download;
 pub mod h2;
 mod httpd;
 pub mod limits;
@@ -19,7 +21,9 @@ pub mod load;
 pub mod offload;
 mod origin;
 mod ports;
+mod relay;
 mod scratch;
+mod site;
 pub mod soak;
 mod status;
 pub mod tls;
@@ -30,10 +34,13 @@ use std::time::{Duration, Instant};
 pub use artifacts::{Artifacts, workspace};
 pub use client::{Answer, Curl, Head, Raw, Running};
 pub use data::{age, bytes, same_file, set_modified, write_bytes};
+pub use download::Download;
 pub use httpd::{Check, Entry, Httpd, Mpm, Setup};
 pub use origin::{Origin, Request};
 pub use ports::Port;
+pub use relay::Relay;
 pub use scratch::{Scratch, reachable_by_server, server_user};
+pub use site::Site;
 
 /// How long a test waits for a condition before it fails: long enough for a machine under load.
 pub const DEADLINE: Duration = Duration::from_secs(60);

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::Ipv4Addr;
 
-pub use crate::status::{Scope, Status, eventually_empty, eventually_held};
+pub use crate::status::{Scope, Status, Transfer, eventually_empty, eventually_held};
 use crate::{Head, Httpd, Mpm, Raw, Setup, age, eventually};
 
 /// No limit concerns this client, so that its looking changes nothing.
@@ -42,6 +42,7 @@ pub fn put_big(server: &Httpd, name: &str) {
 pub struct Client<'a> {
     server: &'a Httpd,
     from: Ipv4Addr,
+    buffer: usize,
     method: &'static str,
     host: String,
     fields: String,
@@ -51,13 +52,19 @@ impl<'a> Client<'a> {
     /// A client at 127.0.0.1.
     pub fn of(server: &'a Httpd) -> Self {
         let (from, host) = (Ipv4Addr::LOCALHOST, "base.test".to_owned());
-        Self { server, from, method: "GET", host, fields: String::new() }
+        Self { server, from, buffer: 32 << 10, method: "GET", host, fields: String::new() }
     }
 
     /// Comes from this address.
     #[must_use]
     pub fn from(self, address: &str) -> Self {
         Self { from: address.parse().unwrap(), ..self }
+    }
+
+    /// Takes so much in before it reads; usually 32 KB.
+    #[must_use]
+    pub fn buffer(self, bytes: usize) -> Self {
+        Self { buffer: bytes, ..self }
     }
 
     /// Asks this virtual host.
@@ -89,7 +96,12 @@ impl<'a> Client<'a> {
 
     /// A connection without a request.
     pub fn connect(&self) -> Raw {
-        Raw::connect_from(self.from, self.server.address())
+        Raw::connect_with(self.from, self.server.address(), self.buffer)
+    }
+
+    /// Whether it asks for heads only.
+    pub(crate) fn is_head(&self) -> bool {
+        self.method == "HEAD"
     }
 
     /// Asks for a path on a connection, and reads the head of the answer only.

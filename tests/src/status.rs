@@ -22,6 +22,19 @@ pub struct Scope {
     pub uncounted: u64,
 }
 
+/// A transfer in the status.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)] // the names in the JSON
+pub struct Transfer {
+    pub client: String,
+    pub path: String,
+    pub rate: u64,
+    pub now: u64,
+    pub bytes: u64,
+    pub streams: u64,
+    pub how: String,
+}
+
 /// What `choke-status?json` says.
 #[derive(Clone, Debug)]
 pub struct Status {
@@ -29,6 +42,10 @@ pub struct Status {
     pub scopes: Vec<Scope>,
     /// The table.
     pub table: BTreeMap<String, u64>,
+    /// What is being sent under a rate.
+    pub transfers: Vec<Transfer>,
+    /// The numbers about throttling.
+    pub choke: BTreeMap<String, u64>,
 }
 
 impl Status {
@@ -55,10 +72,23 @@ impl Status {
         let Json::Map(mut whole) = json(&mut letters) else { panic!("no object: {body}") };
         assert!(letters.all(char::is_whitespace), "more than JSON: {body}");
         let Some(Json::List(scopes)) = whole.remove("scopes") else { panic!("no scopes: {body}") };
-        let Some(table @ Json::Map(_)) = whole.remove("table") else { panic!("no table: {body}") };
-        let table =
-            table.map().iter().map(|(name, value)| (name.clone(), value.number())).collect();
-        Self { scopes: scopes.iter().map(scope).collect(), table }
+        let mut numbers = |name: &str| match whole.remove(name) {
+            Some(Json::Map(map)) => {
+                map.iter().map(|(name, value)| (name.clone(), value.number())).collect()
+            }
+            other => panic!("{name} is {other:?}: {body}"),
+        };
+        let (table, choke) = (numbers("table"), numbers("choke"));
+        let Some(Json::List(transfers)) = whole.remove("transfers") else {
+            panic!("no transfers: {body}")
+        };
+        let transfers = transfers.iter().map(transfer).collect();
+        Self { scopes: scopes.iter().map(scope).collect(), table, transfers, choke }
+    }
+
+    /// The transfers of a path.
+    pub fn transfers_of(&self, path: &str) -> Vec<&Transfer> {
+        self.transfers.iter().filter(|transfer| transfer.path == path).collect()
     }
 
     /// The scopes of a directive.
@@ -97,12 +127,7 @@ pub fn eventually_empty(server: &Httpd) {
 }
 
 fn scope(value: &Json) -> Scope {
-    let map = value.map();
-    let number = |name: &str| map.get(name).unwrap_or_else(|| panic!("no {name}")).number();
-    let text = |name: &str| match map.get(name) {
-        Some(Json::Text(text)) => text.clone(),
-        other => panic!("{name} is {other:?}"),
-    };
+    let (number, text) = (|name| value.number_of(name), |name| value.text_of(name));
     Scope {
         directive: text("directive"),
         place: text("place"),
@@ -113,6 +138,19 @@ fn scope(value: &Json) -> Scope {
         refused: number("refused"),
         dry_refused: number("dry_refused"),
         uncounted: number("uncounted"),
+    }
+}
+
+fn transfer(value: &Json) -> Transfer {
+    let (number, text) = (|name| value.number_of(name), |name| value.text_of(name));
+    Transfer {
+        client: text("client"),
+        path: text("path"),
+        rate: number("rate"),
+        now: number("now"),
+        bytes: number("bytes"),
+        streams: number("streams"),
+        how: text("how"),
     }
 }
 
@@ -132,6 +170,17 @@ impl Json {
 
     fn map(&self) -> &BTreeMap<String, Self> {
         if let Self::Map(map) = self { map } else { panic!("{self:?} is no object") }
+    }
+
+    fn number_of(&self, name: &str) -> u64 {
+        self.map().get(name).unwrap_or_else(|| panic!("no {name}: {self:?}")).number()
+    }
+
+    fn text_of(&self, name: &str) -> String {
+        match self.map().get(name) {
+            Some(Self::Text(text)) => text.clone(),
+            other => panic!("{name} is {other:?}"),
+        }
     }
 }
 

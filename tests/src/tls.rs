@@ -1,8 +1,11 @@
-//! A server that speaks TLS too, with a certificate of its own making.
+//! A server that speaks TLS too, with a certificate of its own making, and clients of it.
 
-use std::process::Command;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 
-use crate::{Port, Scratch, Setup};
+use crate::client::Between;
+use crate::{Curl, Port, Raw, Relay, Scratch, Setup};
 
 /// Makes a certificate for the name `base.test` in the server's folder: `certificate.pem`, `key.pem`.
 pub fn certificate(scratch: &Scratch) {
@@ -26,4 +29,58 @@ pub fn listening(setup: Setup, port: &Port) -> Setup {
         "Listen {address} https\nMutex file:${{SCRATCH}}/run\n<VirtualHost {address}>\nServerName base.test\nSSLEngine On\n\
          SSLCertificateFile ${{SCRATCH}}/certificate.pem\nSSLCertificateKeyFile ${{SCRATCH}}/key.pem\n</VirtualHost>"
     ))
+}
+
+/// A server's port for TLS, and the way of its clients there.
+#[derive(Debug)]
+pub struct Tls {
+    port: Port,
+    relay: Relay,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        let port = Port::of(Ipv4Addr::LOCALHOST.into());
+        let relay = Relay::to(port.address());
+        Self { port, relay }
+    }
+}
+
+impl Tls {
+    /// Lets a server listen here.
+    pub fn serve(&self, setup: Setup) -> Setup {
+        listening(setup, &self.port)
+    }
+
+    /// Where the server listens.
+    pub fn address(&self) -> SocketAddr {
+        self.port.address()
+    }
+
+    /// A connection that gets these options of `openssl s_client`, on which a test writes and reads what
+    /// is then encrypted.
+    pub fn connect(&self, options: &[&str]) -> Raw {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (theirs, _) = listener.accept().unwrap();
+        theirs.set_nodelay(true).unwrap();
+        let theirs = OwnedFd::from(theirs);
+        let program = Command::new("openssl")
+            // Quiet: every letter is for the server.
+            .args(["s_client", "-quiet", "-servername", "base.test", "-connect"])
+            .arg(self.relay.address().to_string())
+            .args(options)
+            .stdin(Stdio::from(theirs.try_clone().unwrap()))
+            .stdout(Stdio::from(theirs))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("cannot start openssl: install it");
+        Raw::through(ours, Between(program)).unwrap()
+    }
+
+    /// A curl that is going to GET this path.
+    pub fn curl(&self, path: &str) -> Curl {
+        let curl = Curl::new(format!("https://{}{path}", self.address())).arg("-k");
+        self.relay.detour().iter().fold(curl, |curl, argument| curl.arg(argument))
+    }
 }

@@ -10,7 +10,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::thread;
 
+use offload_tests::choke::{Summary, script};
+use offload_tests::crowd::raise_file_limit;
 use offload_tests::limits::{Client, Status, put_big};
 use offload_tests::{Artifacts, Curl, Httpd, Setup, bytes, eventually, same_file};
 
@@ -87,7 +90,14 @@ fn there_is_a_test_for_every_example() {
     names.sort();
     assert_eq!(
         names,
-        ["base.conf", "choke.conf", "htaccess.example", "limits.conf", "offload-cgi.conf"]
+        [
+            "base.conf",
+            "choke.conf",
+            "htaccess.example",
+            "limits.conf",
+            "offload-cgi.conf",
+            "throttle.conf"
+        ]
     );
 }
 
@@ -245,6 +255,47 @@ fn choke_conf_loads_as_it_is_and_limits() {
     one.eventually_hold("/big");
 }
 
+/// The rates and bursts of the original's sections, as the client sees them.
+#[test]
+fn choke_conf_throttles() {
+    let text = format!("{CHOKE}\n{}", example("choke.conf"));
+    let text = text.replace("/usr/local/apache/htdocs", "${DOCROOT}");
+    let server = Setup::default().offload().directives(&text).start();
+    const K: f64 = 1024.0;
+    let rates = [
+        ("/other.bin", 10.0 * K, 50.0 * K),
+        ("/big_files/a.bin", 50.0 * K, 500.0 * K),
+        ("/song.mp3", 20.0 * K, 30.0 * K),
+    ];
+    put_big(&server, "images/a.bin");
+    let client = Client::of(&server).host("www.example.com");
+    thread::scope(|scope| {
+        for (path, rate, burst) in rates {
+            put_big(&server, path);
+            let client = &client;
+            scope.spawn(move || {
+                let got = client.sample(client.connect(), path, 8.0);
+                // At such rates the kernel sends 25 KB at a time to a client that is near.
+                let (found, all) = (got.rate(2.0, 8.0), got.bytes_at(8.0));
+                assert!((rate * 0.5..rate * 1.5).contains(&found), "{path}: {found} B/s");
+                let expected = burst + 8.0 * rate;
+                assert!((all - expected).abs() < 64.0 * K, "{path}: {all} of {expected} bytes");
+            });
+        }
+        let free = client.download("/images/a.bin").seconds();
+        assert!(free < 6.0, "{free} s for 24 MB where Choke is Off");
+    });
+    let said = eventually("each has a summary", || {
+        let said = Summary::all(&server);
+        (said.len() >= 3).then_some(said)
+    });
+    for (path, rate, burst) in rates {
+        let one = said.iter().find(|one| one.path == path).unwrap();
+        let set = (one.set as f64, one.burst as f64, one.aborted);
+        assert_eq!(set, (rate, burst, true), "{one:?}");
+    }
+}
+
 /// Without the second name its sections are skipped, and nothing is limited.
 #[test]
 fn choke_conf_does_nothing_unless_the_module_has_its_name() {
@@ -252,4 +303,65 @@ fn choke_conf_does_nothing_unless_the_module_has_its_name() {
     put_big(&server, "big");
     let _held = Client::of(&server).host("www.example.com").hold_all("/big", 25);
     assert_eq!(Client::of(&server).status("/choke-status"), 404);
+}
+
+#[test]
+fn throttle_conf_throttles() {
+    let text =
+        format!("ScriptAlias /export ${{SCRATCH}}/cgi/\n{}", placed(&example("throttle.conf")));
+    let setup = Setup::default().module("cgid").offload().directives(&text);
+    let head = "printf 'Content-Type: text/plain\\r\\n\\r\\n'";
+    script(&setup, "list", &format!("{head}\nexec head -c 1000000 /dev/zero"));
+    let server = setup.start();
+    let client = Client::of(&server);
+    let robot = client.clone().field("User-Agent: Examplebot/2");
+    let rows = [
+        ("/iso/a", &client, 200, "paced"),
+        ("/mirror/a", &client, 500, "paced"),
+        ("/mirror/b", &robot, 50, "paced"),
+        ("/export/list", &client, 200, "spooled"),
+    ];
+    thread::scope(|scope| {
+        for (path, client, ..) in rows {
+            if !path.starts_with("/export") {
+                put_big(&server, path);
+            }
+            scope.spawn(move || {
+                let got = client.sample(client.connect(), path, 3.0);
+                if path == "/iso/a" {
+                    let (bytes, expected) = (got.bytes_at(3.0), 1_048_576.0 + 3.0 * 204_800.0);
+                    assert!((bytes / expected - 1.0).abs() < 0.2, "{bytes} of {expected} bytes");
+                }
+            });
+        }
+        for (path, _, rate, how) in rows {
+            eventually(&format!("{path} at {rate}K, {how}"), || {
+                let status = Status::read(&client.get("/choke-status?json").1);
+                assert_eq!(status.choke["max_held"], 32, "a quarter of 128");
+                let one = status.transfers_of(path).first().map(|&one| one.clone())?;
+                ((one.rate, &*one.how) == (rate << 10, how)).then_some(())
+            });
+        }
+        put_big(&server, "free");
+        assert!(client.download("/free").seconds() < 6.0);
+    });
+    let said = Summary::of(&server, "/iso/a");
+    assert_eq!((said.set, said.burst), (204_800, 1_048_576), "{said:?}");
+}
+
+/// Its settings for ten thousand downloads are those that the module would advise.
+#[test]
+fn what_throttle_conf_says_about_ten_thousand_is_enough() {
+    raise_file_limit();
+    let text = example("throttle.conf");
+    let settings = text.lines().filter_map(|line| line.strip_prefix("#   "));
+    let settings = settings.collect::<Vec<_>>().join("\n");
+    for name in ["AsyncRequestWorkerFactor", "ListenBacklog", "MaxRequestWorkers"] {
+        assert!(settings.contains(name), "{settings}");
+    }
+    let server =
+        Setup::default().offload().directives(&settings).directives(&placed(&text)).start();
+    let log = server.error_log();
+    assert!(!log.contains("set AsyncRequestWorkerFactor"), "{log}");
+    assert!(!log.contains("set ListenBacklog") && !log.contains("set Timeout"), "{log}");
 }

@@ -19,6 +19,7 @@ use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureSch
 
 use super::Crowd;
 use super::rate::Gauge;
+use crate::client::ETHERNET;
 
 /// The name that every request is for.
 const HOST: &str = "base.test";
@@ -57,6 +58,9 @@ impl Line {
         let socket = socket(family, SockType::Stream, flags, None)?;
         if crowd.reading.is_some() {
             setsockopt(&socket, sockopt::RcvBuf, &SLOW_WINDOW)?;
+        }
+        if crowd.ethernet {
+            setsockopt(&socket, sockopt::TcpMaxSeg, &ETHERNET)?;
         }
         if !crowd.from.is_empty() {
             let from: Ipv4Addr = crowd.from[number % crowd.from.len()];
