@@ -14,6 +14,7 @@ PACKAGES := apache2-bin apache2-dev libclang-dev build-essential openssl curl wg
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
 
+# A package that brings a service, such as nginx, does not start it: neither now nor at boot.
 setup: ## Install the Debian packages that are missing (as root), or name them
 	@missing=$$(for p in $(PACKAGES); do \
 	    dpkg-query -W -f '$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
@@ -21,7 +22,10 @@ setup: ## Install the Debian packages that are missing (as root), or name them
 	if [ "$$(id -u)" != 0 ]; then \
 	    echo "These Debian packages are missing; as root: apt-get install $$missing" >&2; exit 1; fi; \
 	echo "Installing $$missing"; \
-	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+	policy=/usr/sbin/policy-rc.d; \
+	[ -e $$policy ] || { trap "rm -f $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null && \
+	case " $$missing " in *" nginx-light "*) systemctl disable -q nginx 2>/dev/null || true;; esac
 
 build: setup ## Build the module, the offload host's program and the demo
 	$(CARGO) build --release --workspace
@@ -67,7 +71,7 @@ fuzz: ## What a client, a base or a damaged disk may send, by libFuzzer (SECONDS
 	        >$(TARGET)/fuzz/$$target.log 2>&1 || { tail -30 $(TARGET)/fuzz/$$target.log; exit 1; }; \
 	    echo "$$target: nothing found; $$(grep units: $(TARGET)/fuzz/$$target.log)"; done
 
-bench: bench-redirect bench-limits bench-store ## All benchmarks, each beside its peer
+bench: bench-redirect bench-limits bench-store bench-throttle ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 	@$(TARGET)/release/bench_redirect
@@ -80,6 +84,10 @@ bench-store: build ## The offload host: hits beside a CGI in C, fills beside cur
 	@ulimit -n 8192 && $(TARGET)/release/bench_store
 	@$(CARGO) test -q --release -p offload-cgi --lib more_is_hit_than_with_lru -- --nocapture | grep hit
 
+bench bench-throttle: PACKAGES += nginx-light libapache2-mod-bw libapache2-mod-qos iproute2
+bench-throttle: build ## Rates, workers and CPU beside mod_ratelimit, mod_bw, mod_qos and nginx; 10,000 downloads (as root)
+	@$(TARGET)/release/bench_throttle
+
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
 	UPDATE_README=1 $(CARGO) test -q -p offload-cgi the_readme_has
@@ -91,4 +99,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store readme install clean
+.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle readme install clean

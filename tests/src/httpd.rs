@@ -559,6 +559,11 @@ fn httpd() -> Command {
     command
 }
 
+/// The folder of httpd's modules.
+pub fn modules_folder() -> &'static Path {
+    &installation().modules
+}
+
 struct Installation {
     program: PathBuf,
     modules: PathBuf,
