@@ -70,6 +70,7 @@ pub(crate) fn run(bench: &Bench) -> Vec<Verdict> {
         workers,
         sendfile: true,
         limits: &LIMITS,
+        ours: "",
     };
     let servers = plan.start(&PEERS);
     let capacity = capacity(&servers[0]);

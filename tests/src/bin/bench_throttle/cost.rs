@@ -26,6 +26,7 @@ pub(crate) fn run(bench: &Bench) -> Vec<Verdict> {
         workers,
         sendfile: true,
         limits: &LOADS,
+        ours: "",
     };
     let servers = plan.start(&PEERS);
     println!(

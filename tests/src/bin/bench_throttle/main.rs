@@ -9,14 +9,16 @@
 //! 3. **Cost**: seconds of CPU a GB.
 //! 4. **Many**: 10,000 downloads at 10 KB/s on 64 workers; all must get data, at the rate, and no visitor
 //!    may wait in vain.
+//! 5. **Sharing**: downloads of one client over four children have one rate together, each within 10 % of its
+//!    share and the sum within 5 %; a slow reader's rest and an ended one's share go to the others.
 //!
 //! A rate is counted from the beginning of one of the sender's pieces to the beginning of a later one (see
 //! [`offload_tests::crowd`]), so a sender that sends once a second is not blamed for where a window ends. K is
 //! 1024 everywhere.
 //!
-//! `BENCH_PARTS` (1234), `BENCH_SECONDS` (5: what is measured; part 4 twice that), `BENCH_ROUNDS` (3: of part
-//! 3), `BENCH_DOWNLOADS` (10000: of part 4) and `BENCH_CONGESTION` (cubic; any that the kernel has) can be set.
-//! All of it takes about six minutes; `BENCH_SECONDS=2 BENCH_ROUNDS=1 BENCH_DOWNLOADS=1000` two.
+//! `BENCH_PARTS` (12345), `BENCH_SECONDS` (5: what is measured; part 4 twice that), `BENCH_ROUNDS` (3: of parts
+//! 3 and 5), `BENCH_DOWNLOADS` (10000: of part 4) and `BENCH_CONGESTION` (cubic; any that the kernel has) can be set.
+//! All of it takes about seven minutes; `BENCH_SECONDS=2 BENCH_ROUNDS=1 BENCH_DOWNLOADS=1000` two.
 
 // A benchmark ends where something does not hold.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -27,6 +29,7 @@ mod many;
 mod nginx;
 mod peers;
 mod probe;
+mod sharing;
 mod site;
 mod workers;
 
@@ -111,7 +114,7 @@ fn run() -> Result<bool, String> {
     let seconds = number("BENCH_SECONDS", 5)?.clamp(1, 60);
     let (rounds, downloads) =
         (number("BENCH_ROUNDS", 3)?.max(1), number("BENCH_DOWNLOADS", 10_000)?.max(1));
-    let parts = env::var("BENCH_PARTS").unwrap_or_else(|_| "1234".to_owned());
+    let parts = env::var("BENCH_PARTS").unwrap_or_else(|_| "12345".to_owned());
     let congestion = env::var("BENCH_CONGESTION").unwrap_or_else(|_| "cubic".to_owned());
     // Each download is a file here and one or two at the server.
     let files = raise_file_limit();
@@ -130,8 +133,13 @@ fn run() -> Result<bool, String> {
     let load = fs::read_to_string("/proc/loadavg").unwrap();
     println!("congestion control {congestion}; load before: {}", load.split(' ').next().unwrap());
     let mut verdicts = Vec::new();
-    let all: [(char, Part); 4] =
-        [('1', accuracy::run), ('2', workers::run), ('3', cost::run), ('4', many::run)];
+    let all: [(char, Part); 5] = [
+        ('1', accuracy::run),
+        ('2', workers::run),
+        ('3', cost::run),
+        ('4', many::run),
+        ('5', sharing::run),
+    ];
     for (part, run) in all {
         if parts.contains(part) {
             println!("\n---- {part}");

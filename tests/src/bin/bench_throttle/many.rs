@@ -25,6 +25,7 @@ pub(crate) fn run(bench: &Bench) -> Vec<Verdict> {
         workers: Workers { children, threads, factor },
         sendfile: false,
         limits: &[Limit { folder: "10", kib: KIB, downloads: 1 }],
+        ours: "",
     };
     println!(
         "{} downloads at {KIB} KB/s, httpd with {} workers (AsyncRequestWorkerFactor {factor})\n",

@@ -99,6 +99,8 @@ pub(crate) struct Plan<'a> {
     /// Whether httpd is told to send files by sendfile. When nobody says anything it does not.
     pub(crate) sendfile: bool,
     pub(crate) limits: &'a [Limit],
+    /// More directives for ours.
+    pub(crate) ours: &'a str,
 }
 
 impl Plan<'_> {
@@ -133,6 +135,7 @@ impl Plan<'_> {
             .directives(&format!("DocumentRoot {}\n{sendfile}", root.display()))
             .directives("<Location /server-status>\nSetHandler server-status\n</Location>")
             .directives(&limits);
+        let setup = if peer == Peer::Ours { setup.directives(self.ours) } else { setup };
         let setup = tls::listening(setup, &port);
         let check = setup.check();
         check

@@ -24,6 +24,7 @@ pub(crate) fn run(bench: &Bench) -> Vec<Verdict> {
         // As httpd is when nobody says anything.
         sendfile: false,
         limits: &[Limit { folder: "100", kib: KIB, downloads: 300 }],
+        ours: "",
     };
     let servers = plan.start(&PEERS);
     println!(
