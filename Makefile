@@ -6,6 +6,8 @@ DESTDIR ?=
 TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 export OFFLOAD_ARTIFACTS := $(TARGET)/release
 CGIDIR ?= /usr/lib/offload
+# offload-cgi is linked statically: it runs on any host, and as a CGI it starts in two thirds of the time.
+STATIC := -C target-feature=+crt-static
 # What building, testing and measuring need, by Debian's names.
 PACKAGES := apache2-bin apache2-dev libclang-dev build-essential openssl curl wget aria2 wrk
 
@@ -28,7 +30,8 @@ setup: ## Install the Debian packages that are missing (as root), or name them
 	case " $$missing " in *" nginx-light "*) systemctl disable -q nginx 2>/dev/null || true;; esac
 
 build: setup ## Build the module, the offload host's program and the demo
-	$(CARGO) build --release --workspace
+	$(CARGO) build --release --workspace --exclude offload-cgi
+	$(CARGO) rustc --release -p offload-cgi --bin offload-cgi -- $(STATIC)
 
 # The module with a bug on demand, for the tests of what a bug may do. It is built beside the real one.
 faulty: setup
