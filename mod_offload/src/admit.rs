@@ -36,7 +36,11 @@ fn is_easy(request: Request<'_>) -> bool {
     let Some(host) = request.server().and_then(Server::host) else { return true };
     let (scopes, section) = (&host.scopes, request.policy());
     let is_seated = match request.old_seats() {
-        Some(seats) => seats.borrow().settled == Some(scopes.number()),
+        Some(seats) => {
+            let mut seats = seats.borrow_mut();
+            seats.latest = request.number();
+            seats.settled == Some(scopes.number())
+        }
         None if scopes.is_empty() => {
             return section.is_none_or(|layer| layer.max_concurrent().is_empty());
         }
@@ -97,6 +101,7 @@ fn sit_down(request: Request<'_>, host: &HostState) -> bool {
         }
         seats.held.put(seat, lease);
     }
+    seats.latest = request.number();
     seats.settled = Some(scopes.number());
     seats.born = request.begun();
     true
@@ -152,6 +157,9 @@ fn ask(request: Request<'_>) -> Answer {
     let Some(leases) = request.first().leases() else { return Answer::Declined };
 
     let seats = if counts_idle { request.seats() } else { None };
+    if let Some(seats) = seats {
+        seats.borrow_mut().latest = request.first().number();
+    }
     let has_user = request.user().is_some();
     let number = host.scopes.number();
     let is_seated = !has_user && seats.is_some_and(|seats| seats.borrow().settled == Some(number));

@@ -154,6 +154,8 @@ pub(crate) struct Seats {
     pub(crate) settled: Option<u32>,
     /// When the request began for which it was made at once.
     pub(crate) born: u64,
+    /// The client's last request, by its number.
+    pub(crate) latest: usize,
 }
 
 impl Seats {

@@ -45,6 +45,30 @@ fn a_connection_that_moves_to_another_virtual_host_leaves_its_seat() {
     eventually_empty(&server);
 }
 
+/// What was answered before does not take the seat of what is still being sent: where httpd writes the last
+/// bytes of the first answer together with the second one, it knows already that the connection will be closed.
+#[test]
+fn the_last_of_a_row_keeps_the_seat_until_its_own_last_byte() {
+    for (mpm, first) in Mpm::ALL.into_iter().flat_map(|mpm| ["small", "big"].map(|one| (mpm, one)))
+    {
+        let server = limited(mpm, "MaxConnectionsPerIP 1").start().settled();
+        server.put("small", "hello");
+        put_big(&server, "big");
+        let client = Client::of(&server);
+        let mut raw = client.connect();
+        let request = |path: &str, fields: &str| {
+            format!("GET /{path} HTTP/1.1\r\nHost: base.test\r\n{fields}\r\n")
+        };
+        raw.send(request(first, "") + &request("big", "Connection: close\r\n"));
+        let (head, _) = raw.receive();
+        assert_eq!(head.status, 200, "{first} from {mpm:?}");
+        assert_eq!(raw.try_receive_head().unwrap().status, 200, "big from {mpm:?}");
+        client.assert_refused("/small", "address");
+        drop(raw);
+        eventually_empty(&server);
+    }
+}
+
 #[test]
 fn a_connection_that_will_be_closed_leaves_its_seat_with_the_last_byte() {
     let server = start("MaxConnectionsPerIP 1");

@@ -53,7 +53,12 @@ impl Drop for Attached {
         // SAFETY: our entry in a connection's vector is NULL or what `seats` put there, which the
         // connection's pool drops after the request's.
         if let Some(seats) = unsafe { module::config::<RefCell<Seats>>(connection.conn_config) } {
-            seats.borrow_mut().leave();
+            let mut seats = seats.borrow_mut();
+            // httpd may write the last of this answer together with the next one's first, and knows already
+            // that the connection closes after that one.
+            if seats.latest == self.request.addr() {
+                seats.leave();
+            }
         }
     }
 }
@@ -357,6 +362,12 @@ impl<'r> Request<'r> {
     /// The leases that the request holds until its last byte has left: httpd clears a request's pool then.
     pub(crate) fn leases(self) -> Option<&'r RefCell<Leases>> {
         self.attached().map(|attached| &attached.leases)
+    }
+
+    /// What tells the client's requests of a connection apart.
+    #[inline]
+    pub(crate) fn number(self) -> usize {
+        self.raw().addr()
     }
 
     /// The same, if nothing is attached yet: a request comes here for the first time.
