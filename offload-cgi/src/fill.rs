@@ -14,12 +14,13 @@ use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::process::{Command, Stdio};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 pub(crate) use self::stretches::Stretches;
+use crate::breaker::Breaker;
 use crate::failure::{Failure, Kind};
 use crate::http::Part;
 use crate::options::Options;
@@ -165,7 +166,11 @@ impl Filler<'_> {
         let Some(part) = self.narrow() else { return Ok(true) };
         let begun = Instant::now();
         self.reserve(part)?;
+        // A base that is down is left in peace by fills as well, however many files have readers who wait.
+        let breaker = Breaker::of(self.store, &self.options.base.to_string());
+        breaker.allow(SystemTime::now())?;
         let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
+        breaker.close();
         self.generation.describe(&incoming.representation).map_err(of_cache)?;
         let mut offset = incoming.first;
         // A base that knows no ranges sends everything: then everything that is missing is taken.

@@ -6,13 +6,15 @@
 //! lock only. What it says is true until the machine goes down; what survives that is in `extents`.
 //!
 //! ```text
-//! words 0-3    magic, format, log2 of the block size, unused
+//! words 0-3    magic, format, log2 of the block size, the bell: written for inotify
 //! words 4-7    the boot that it belongs to
 //! words 8-9    the body's length
 //! words 10-13  the generation
 //! word  14     how often it changed: what readers wait for
-//! word  15     1 when this body will not be continued; its last byte is the bell, written for inotify
-//! words 16-    a word for each block
+//! word  15     1 when this body will not be continued
+//! word  16     how often bytes have come
+//! words 17-23  unused
+//! words 24-    a word for each block
 //! ```
 
 use std::fs::File;
@@ -25,10 +27,11 @@ use super::extents::{Blocks, Extents};
 use crate::shared::{Shared, wait, wake};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"offp");
-const FORMAT: u32 = 1;
-const HEADER: usize = 16;
+const FORMAT: u32 = 2;
+const HEADER: usize = 24;
 const CHANGES: usize = 14;
 const DEAD: usize = 15;
+const ARRIVALS: usize = 16;
 /// A byte in the header that nobody reads.
 const BELL: u64 = 12;
 
@@ -145,6 +148,14 @@ impl Progress {
         if let Some(word) = self.entry(block) {
             word.store(landed, Ordering::Release);
         }
+        if let Some(arrivals) = self.map.words().get(ARRIVALS) {
+            arrivals.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// How often bytes have come: what is progress for those who wait.
+    pub(crate) fn arrivals(&self) -> u32 {
+        self.map.words().get(ARRIVALS).map_or(0, |word| word.load(Ordering::Acquire))
     }
 
     /// Tells everybody who waits that something has changed.

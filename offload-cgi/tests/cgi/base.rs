@@ -65,11 +65,14 @@ struct State {
     pages: HashMap<String, Page>,
     /// What a path becomes when it has been asked with HEAD.
     after_head: HashMap<String, Page>,
+    /// What a GET is answered with where it is not what HEAD says.
+    gets: HashMap<String, Page>,
     /// What a path becomes when it has been asked with GET.
     after_get: HashMap<String, Page>,
     seen: Vec<Seen>,
     released: bool,
     heads_held: bool,
+    down_after_get: bool,
 }
 
 #[derive(Default)]
@@ -105,6 +108,11 @@ impl Base {
         self.shared.state.lock().unwrap().pages.insert(path.to_owned(), page);
     }
 
+    /// What every GET of `path` is answered with from now on, whatever HEAD says.
+    pub(crate) fn put_for_get(&self, path: &str, page: Page) {
+        self.shared.state.lock().unwrap().gets.insert(path.to_owned(), page);
+    }
+
     /// What `path` becomes right after the next HEAD.
     pub(crate) fn put_after_head(&self, path: &str, page: Page) {
         self.shared.state.lock().unwrap().after_head.insert(path.to_owned(), page);
@@ -118,6 +126,11 @@ impl Base {
     /// From now on every connection is closed at once.
     pub(crate) fn go_down(&self) {
         self.shared.down.store(true, Ordering::SeqCst);
+    }
+
+    /// The next GET is answered, and after it every connection is closed at once.
+    pub(crate) fn go_down_after_get(&self) {
+        self.shared.state.lock().unwrap().down_after_get = true;
     }
 
     /// How many connections there were.
@@ -182,13 +195,17 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
     }
     let page = {
         let mut state = shared.state.lock().unwrap();
-        let page = state.pages.get(&path).cloned();
+        let for_get = (method == "GET").then(|| state.gets.get(&path)).flatten();
+        let page = for_get.or(state.pages.get(&path)).cloned();
         let next = match method.as_str() {
             "HEAD" => state.after_head.remove(&path),
             _ => state.after_get.remove(&path),
         };
         if let Some(next) = next {
             state.pages.insert(path, next);
+        }
+        if method == "GET" && state.down_after_get {
+            shared.down.store(true, Ordering::SeqCst);
         }
         state.seen.push(Seen { method: method.clone(), headers: headers.clone() });
         shared.changed.notify_all();

@@ -7,7 +7,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -208,6 +208,25 @@ impl Running {
         let mut bytes = Vec::new();
         self.out.read_to_end(&mut bytes).unwrap();
         (bytes, self.child.wait().unwrap().success())
+    }
+
+    /// The rest as `rest` has it, of a process that ends within `limit`; `None` when it had to be killed.
+    pub(crate) fn rest_within(mut self, limit: Duration) -> Option<(Vec<u8>, bool)> {
+        let (pid, begun) = (i32::try_from(self.child.id()).unwrap(), Instant::now());
+        let reader = thread::spawn(move || {
+            let mut bytes = Vec::new();
+            self.out.read_to_end(&mut bytes).unwrap();
+            (bytes, self.child.wait().unwrap().success())
+        });
+        while !reader.is_finished() && begun.elapsed() < limit {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let in_time = reader.is_finished();
+        if !in_time {
+            kill(pid, Signal::SIGKILL);
+        }
+        let rest = reader.join().unwrap();
+        in_time.then_some(rest)
     }
 
     /// The whole reply.

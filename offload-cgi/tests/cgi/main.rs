@@ -10,6 +10,7 @@ mod fresh;
 mod holes;
 mod host;
 mod local;
+mod patience;
 mod serving;
 mod settings;
 mod soak;

@@ -1,0 +1,194 @@
+//! How the reader of a growing body sees to it that the body grows, and when it stops to wait for that.
+
+use std::time::{Duration, Instant};
+
+use super::{Look, of_cache};
+use crate::failure::{Failure, Kind};
+use crate::fill::{self, Order, Stretches};
+use crate::http::Part;
+use crate::log;
+use crate::options::Options;
+use crate::representation::Representation;
+use crate::store::{Generation, Locks, Progress, Stamp};
+
+/// How often fills may end without a word and without a byte before a reader gives up.
+const MOST_SILENT_ENDS: u32 = 3;
+
+/// The longest one wait may last: a filler that is killed says nothing, and so it is looked for.
+const LOOK: Duration = Duration::from_millis(90);
+
+/// The pause after the first failure of a fill; it doubles with each one in a row, up to the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a reader of a growing body must know.
+pub(super) struct Growth<'a> {
+    pub(super) options: &'a Options,
+    pub(super) generation: Generation,
+    pub(super) path: String,
+    pub(super) wanted: Vec<Part>,
+    /// Which record was read.
+    pub(super) described: Option<Stamp>,
+    pub(super) progress: Progress,
+    /// Says which bytes this reader wants, as long as it is open.
+    pub(super) locks: Locks,
+    pub(super) past: Past,
+}
+
+/// What a reader has been through. It stays when the body that it reads is replaced by another.
+#[derive(Default)]
+pub(super) struct Past {
+    /// The failure note that was there before: not about a fill that this reader waits for.
+    known: Option<Stamp>,
+    /// Whether the client has been sent something: from then on it waits out what can be waited out.
+    pub(super) begun: bool,
+    /// Whether this reader has started a fill.
+    pub(super) has_filled: bool,
+    /// Fills that failed, or ended without a word, since a byte came last.
+    failures: u32,
+    silent_ends: u32,
+    not_before: Option<Instant>,
+    /// Since when nothing has come while the client waited, and how often bytes had come by then.
+    waiting: Option<(Instant, u32)>,
+}
+
+impl Past {
+    /// Of a reader who has just come, and found this failure note.
+    pub(super) fn new(known: Option<Stamp>) -> Self {
+        Self { known, ..Self::default() }
+    }
+}
+
+impl Growth<'_> {
+    /// How many bytes there are at `offset`, if there are any.
+    pub(super) fn there(&mut self, offset: u64) -> Option<Look> {
+        let count = self.progress.available(offset);
+        if count == 0 {
+            return None;
+        }
+        let Past { known, begun, has_filled, .. } = self.past;
+        self.past = Past { begun, has_filled, ..Past::new(known) };
+        Some(Look::Bytes(count))
+    }
+
+    /// Sees to it that somebody fetches the byte at `offset`.
+    pub(super) fn see_to(&mut self, offset: u64, record: &Representation) -> Result<Look, Failure> {
+        let block = self.progress.blocks().of_offset(offset);
+        if self.locks.is_filled_by_another(block).map_err(of_cache)? {
+            return Ok(Look::Wait);
+        }
+        // Its filler may have finished between the two looks.
+        if let Some(look) = self.there(offset) {
+            return Ok(look);
+        }
+        self.take_note()?;
+        if self.past.not_before.is_some_and(|moment| Instant::now() < moment) {
+            return Ok(Look::Wait);
+        }
+        let locks = self.generation.locks().map_err(of_cache)?;
+        let part = self.wanted.iter().find(|part| (part.first..part.end()).contains(&offset));
+        let last = part.map_or(offset, |part| part.end() - 1);
+        let wanted_end = self.progress.blocks().of_offset(last) + 1;
+        let strong = record.validators.are_strong();
+        let missing = self.progress.extents();
+        let (from, to) = if strong {
+            let stretch = Stretches::default().next(&missing, block, wanted_end);
+            // Blocks that others fill are left to them.
+            let others = locks.filled_by_another(block, stretch).map_err(of_cache)?;
+            (block, others.map_or(stretch, |(first, _)| first))
+        } else {
+            (0, self.progress.blocks().count())
+        };
+        if to <= from
+            || !locks.begin_fill().map_err(of_cache)?
+            || !locks.fill(from, to).map_err(of_cache)?
+        {
+            return Ok(Look::Wait);
+        }
+        if !strong && self.progress.extents().total() > 0 {
+            // Nobody fills it any more, and what a new fill would bring need not fit to what is there.
+            self.progress.give_up();
+            return Ok(Look::Wait);
+        }
+        // Somebody may have filled it, failed to, or given it up, before the lock was had.
+        if let Some(look) = self.there(offset) {
+            return Ok(look);
+        }
+        let failure = self.generation.failure().map(|(stamp, _)| stamp);
+        if self.progress.is_given_up() || failure.is_some() && failure != self.past.known {
+            return Ok(Look::Wait);
+        }
+        self.start(locks, from, to)?;
+        Ok(Look::Wait)
+    }
+
+    fn start(&mut self, locks: Locks, from: u64, to: u64) -> Result<(), Failure> {
+        if self.past.silent_ends == MOST_SILENT_ENDS {
+            // Most likely the cache cannot be written any more, notes included.
+            return Err(Kind::NoRoom.says("the process that fills the cache ended again and again"));
+        }
+        self.past.silent_ends += 1;
+        self.past.has_filled = true;
+        let order = Order {
+            path: self.path.clone(),
+            generation: self.generation.name().to_owned(),
+            from,
+            to,
+        };
+        fill::start(locks, &order, self.options).map_err(|error| {
+            Failure::of_cache("no process can be started to fill the cache", &error)
+        })
+    }
+
+    /// Takes note of the failure of a fill that this reader has waited for.
+    pub(super) fn take_note(&mut self) -> Result<(), Failure> {
+        let Some((stamp, failure)) = self.generation.failure() else { return Ok(()) };
+        if Some(stamp) == self.past.known {
+            return Ok(());
+        }
+        self.past.known = Some(stamp);
+        self.past.silent_ends = 0;
+        if !self.past.begun || !matches!(failure.kind, Kind::Down | Kind::TimedOut) {
+            return Err(failure);
+        }
+        log::line(&format!("{}: the fill is to go on: {}", self.path, failure.sentence));
+        let pause = FIRST_PAUSE.saturating_mul(1 << self.past.failures.min(10)).min(LONGEST_PAUSE);
+        self.past.failures += 1;
+        self.past.not_before = Instant::now().checked_add(pause);
+        Ok(())
+    }
+
+    /// Counts how long nothing has come. A failed fill, and the next attempt, are no progress: only bytes are.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub(super) fn lose_patience(&mut self) -> Result<(), Failure> {
+        let patience = self.options.timeout;
+        let arrivals = self.progress.arrivals();
+        match self.past.waiting {
+            Some((since, seen)) if seen == arrivals => {
+                if since.elapsed() < patience.duration() {
+                    return Ok(());
+                }
+                Err(Kind::TimedOut.says(format!("nothing more has come for {patience}")))
+            }
+            _ => {
+                self.past.waiting = Some((Instant::now(), arrivals));
+                Ok(())
+            }
+        }
+    }
+
+    /// Goes on where another reader, whose body was given up, has got to.
+    pub(super) fn inherit(&mut self, past: Past) {
+        let waiting = past.waiting.map(|(since, _)| (since, self.progress.arrivals()));
+        self.past = Past { waiting, ..past };
+    }
+
+    /// How long to wait now.
+    pub(super) fn pause(&self) -> Duration {
+        let pause =
+            self.past.not_before.map(|moment| moment.saturating_duration_since(Instant::now()));
+        pause.filter(|pause| !pause.is_zero()).map_or(LOOK, |pause| pause.min(LOOK))
+    }
+}
