@@ -196,6 +196,10 @@ impl Filler<'_> {
             self.store(offset, &buffer[..count], end)?;
             offset = offset.saturating_add(count as u64);
             self.growing.progress.announce();
+            if self.growing.progress.is_given_up() {
+                // It was put aside, and its successor waits for these locks.
+                return Ok(false);
+            }
             self.save()?;
             if self.blocks.of_offset(offset) != self.blocks.of_offset(asked) && offset < end {
                 if !self.may_go_on(offset - asked)? {
@@ -373,7 +377,7 @@ impl Filler<'_> {
         let extents = self.growing.progress.extents();
         self.checkpoint = Some(thread::spawn(move || {
             if file.sync_data().is_ok() {
-                let _ = generation.keep(&extents);
+                let _ = generation.keep(&file, &extents);
             }
         }));
         Ok(())
@@ -398,7 +402,7 @@ impl Filler<'_> {
             if failure.kind == Kind::Changed {
                 let _ = self.generation.object().doubt();
             }
-            let _ = self.generation.fail(failure);
+            let _ = self.generation.fail(&self.growing.file, failure);
         }
         if !self.strong && !progress.is_whole() {
             // What another fill would bring need not fit to what is there.
@@ -406,7 +410,7 @@ impl Filler<'_> {
         } else if self.landed > 0 && !progress.is_whole() {
             let extents = progress.extents();
             if self.growing.file.sync_data().is_ok() {
-                let _ = self.generation.keep(&extents);
+                let _ = self.generation.keep(&self.growing.file, &extents);
             }
         }
         self.let_go();

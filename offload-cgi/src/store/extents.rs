@@ -9,7 +9,7 @@ use crate::representation::hex;
 const SHIFT: u32 = 20;
 /// At most so many blocks: a larger body has larger ones.
 const MOST_BLOCKS: u64 = 1 << 20;
-const FIRST_LINE: &str = "offload-extents 1";
+const FIRST_LINE: &str = "offload-extents 2";
 
 /// How a body is cut into blocks.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -55,6 +55,22 @@ impl Blocks {
     pub(crate) fn size(self, block: u64) -> u32 {
         let size = self.start(block.saturating_add(1)) - self.start(block);
         u32::try_from(size).unwrap_or(u32::MAX)
+    }
+}
+
+/// Which body extents are those of. A generation may have had several, one after the other: the number of
+/// the file tells them apart, and a copy from the original.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ExtentsOf<'a> {
+    pub(super) generation: &'a str,
+    pub(super) inode: u64,
+    pub(super) length: u64,
+}
+
+impl ExtentsOf<'_> {
+    fn head(self) -> String {
+        let Self { generation, inode, length } = self;
+        format!("{FIRST_LINE}\ngeneration {generation}\nfile {inode}\nlength {length}\n")
     }
 }
 
@@ -129,10 +145,9 @@ impl Extents {
         missing
     }
 
-    /// Spells what is there of the generation `name`.
-    pub(crate) fn print(&self, name: &str) -> String {
-        let mut text =
-            format!("{FIRST_LINE}\ngeneration {name}\nlength {}\n", self.blocks.length());
+    /// Spells what is there of a body.
+    pub(super) fn print(&self, of: ExtentsOf<'_>) -> String {
+        let mut text = of.head();
         for (first, count, bytes) in &self.runs {
             text += &format!("run {first} {count} {bytes}\n");
         }
@@ -140,18 +155,17 @@ impl Extents {
         format!("{text}sum {sum}\n")
     }
 
-    /// Reads what `print` wrote about a body of `length` bytes of the generation `name`.
+    /// Reads what `print` wrote about a body.
     ///
     /// # Errors
     /// What is wrong with it: it is damaged, or another body's.
-    pub(crate) fn parse(text: &str, name: &str, length: u64) -> Result<Self, &'static str> {
+    pub(super) fn parse(text: &str, of: ExtentsOf<'_>) -> Result<Self, &'static str> {
         let (lines, end) = text.rsplit_once("sum ").ok_or("it has no checksum")?;
         if end.strip_suffix('\n') != Some(&hex(&Sha256::digest(lines))) {
             return Err("its checksum is wrong");
         }
-        let head = format!("{FIRST_LINE}\ngeneration {name}\nlength {length}\n");
-        let lines = lines.strip_prefix(&head).ok_or("it is another body's")?;
-        let blocks = Blocks::of(length);
+        let lines = lines.strip_prefix(&of.head()).ok_or("it is another body's")?;
+        let blocks = Blocks::of(of.length);
         let (mut runs, mut next) = (Vec::new(), 0);
         for line in lines.lines() {
             let numbers = line.strip_prefix("run ").ok_or("a line is unknown")?;
@@ -181,7 +195,10 @@ mod tests {
     use super::*;
 
     const MIB: u64 = 1 << 20;
-    const NAME: &str = "0123456789abcdef0123456789abcdef";
+
+    fn of(length: u64) -> ExtentsOf<'static> {
+        ExtentsOf { generation: "0123456789abcdef0123456789abcdef", inode: 7, length }
+    }
 
     #[test]
     fn blocks_cover_a_body_and_nothing_else() {
@@ -243,19 +260,25 @@ mod tests {
         #[test]
         fn extents_are_read_back_as_they_were_written((length, landed) in bodies()) {
             let extents = Extents::new(Blocks::of(length), landed.into_iter());
-            let text = extents.print(NAME);
-            prop_assert_eq!(Extents::parse(&text, NAME, length), Ok(extents));
-            prop_assert!(Extents::parse(&text, "another", length).is_err());
-            prop_assert!(Extents::parse(&text, NAME, length + 1).is_err());
+            let of = of(length);
+            let text = extents.print(of);
+            prop_assert_eq!(Extents::parse(&text, of), Ok(extents));
+            for other in [
+                ExtentsOf { generation: "another", ..of },
+                ExtentsOf { inode: 8, ..of },
+                ExtentsOf { length: length + 1, ..of },
+            ] {
+                prop_assert!(Extents::parse(&text, other).is_err());
+            }
         }
 
         #[test]
         fn damaged_extents_are_noticed((length, landed) in bodies(), at: usize, bit in 0u8..7) {
-            let mut bytes = Extents::new(Blocks::of(length), landed.into_iter()).print(NAME).into_bytes();
+            let mut bytes = Extents::new(Blocks::of(length), landed.into_iter()).print(of(length)).into_bytes();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            prop_assert!(Extents::parse(&text, NAME, length).is_err());
+            prop_assert!(Extents::parse(&text, of(length)).is_err());
         }
 
         #[test]
@@ -263,12 +286,12 @@ mod tests {
             runs in prop::collection::vec((0u64..5, 0u64..5, 0u64..1 << 21), 0..4),
             length in 0..4 * MIB,
         ) {
-            let mut text = format!("{FIRST_LINE}\ngeneration {NAME}\nlength {length}\n");
+            let mut text = of(length).head();
             for (first, count, bytes) in runs {
                 text += &format!("run {first} {count} {bytes}\n");
             }
             let text = format!("{text}sum {}\n", hex(&Sha256::digest(&text)));
-            if let Ok(extents) = Extents::parse(&text, NAME, length) {
+            if let Ok(extents) = Extents::parse(&text, of(length)) {
                 prop_assert!(extents.total() <= length);
                 let blocks = Blocks::of(length);
                 for block in 0..blocks.count() {

@@ -1,6 +1,6 @@
 //! What fuzzers call of the cache's files.
 
-use super::extents::Extents;
+use super::extents::{Extents, ExtentsOf};
 use super::record;
 use crate::failure::Failure;
 use crate::representation::{Representation, hex};
@@ -23,16 +23,10 @@ pub(crate) fn files_are_read(text: &str) {
         let _ = record::source(&text);
         let _ = Failure::parse(&text);
         for length in [0, 1, 5 << 20, 1 << 43] {
-            if let Ok(extents) = Extents::parse(&text, "0123456789abcdef0123456789abcdef", length) {
+            let of = ExtentsOf { generation: "0123456789abcdef0123456789abcdef", inode: 7, length };
+            if let Ok(extents) = Extents::parse(&text, of) {
                 assert!(extents.total() <= length);
-                assert_eq!(
-                    Extents::parse(
-                        &extents.print("0123456789abcdef0123456789abcdef"),
-                        "0123456789abcdef0123456789abcdef",
-                        length
-                    ),
-                    Ok(extents)
-                );
+                assert_eq!(Extents::parse(&extents.print(of), of), Ok(extents));
             }
         }
     }

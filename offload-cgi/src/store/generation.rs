@@ -1,36 +1,19 @@
 //! One generation of an object: its record, its body whole or growing, its locks.
 
+mod ending;
+mod making;
+
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::thread;
 use std::time::Duration;
 
-use super::extents::Extents;
 use super::locks::Locks;
 use super::progress::{Identity, Progress};
 use super::{Object, files, record};
 use crate::failure::Failure;
-use crate::http::Part;
-use crate::log;
 use crate::representation::Representation;
-
-/// Everything that a generation may consist of, in the order in which it is removed: a body without a
-/// record would look damaged, extents without a body must never be believed, and the lock goes last.
-const KINDS: [&str; 11] = [
-    "extents",
-    "body",
-    "part",
-    "map",
-    "meta",
-    "error",
-    "extents.tmp",
-    "map.tmp",
-    "meta.tmp",
-    "error.tmp",
-    "lock",
-];
 
 /// One version of an object, by the name that its validators give it.
 #[derive(Clone, Debug)]
@@ -121,17 +104,6 @@ impl Generation {
         }
     }
 
-    /// Puts aside what is damaged.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn discard(&self, damage: &str) -> io::Result<()> {
-        self.with_set_up(|| {
-            self.put_aside(damage);
-            Ok(())
-        })
-    }
-
     /// Opens the whole body, if there is one, so that it is not taken while it is open.
     ///
     /// # Errors
@@ -173,121 +145,17 @@ impl Generation {
         let Ok(file) = files::open_to_write(&self.file("part")) else { return Ok(None) };
         let Ok(Some(record)) = self.record() else { return Ok(None) };
         let Ok(map) = files::open_to_write(&self.file("map")) else { return Ok(None) };
-        if file.metadata()?.len() != record.length {
+        let found = file.metadata()?;
+        if found.len() != record.length {
             return Ok(None);
         }
-        let progress = Progress::open(map, self.identity(record.length)?)?;
+        // Somebody may have put others in their place between the two: then the map is not this part's.
+        let progress = Progress::open(map, self.identity(&found)?)?;
         Ok(progress.filter(|progress| !progress.is_given_up()).map(|progress| Growing {
             file,
             record,
             progress,
         }))
-    }
-
-    /// Joins the readers of this generation, which `found` describes: makes what is missing of it, and
-    /// says that these parts are wanted.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn join(&self, found: &Representation, wanted: &[Part]) -> io::Result<Joined> {
-        self.object.prepare()?;
-        let blocks = super::Blocks::of(found.length);
-        loop {
-            let locks = self.locks()?;
-            let mut joined = true;
-            for part in wanted {
-                let last = blocks.of_offset(part.end().saturating_sub(1));
-                joined &= locks.want(blocks.of_offset(part.first), last.saturating_add(1))?;
-            }
-            if !joined || !locks.is_at(&self.file("lock")) {
-                // Somebody removes it, which does not take long.
-                thread::sleep(Duration::from_millis(1));
-                continue;
-            }
-            if let Some(joined) = self.look()? {
-                return Ok(joined.with(locks));
-            }
-            locks.set_up()?;
-            let made = self.make(found);
-            locks.end_set_up();
-            made?;
-            if let Some(joined) = self.look()? {
-                return Ok(joined.with(locks));
-            }
-        }
-    }
-
-    fn look(&self) -> io::Result<Option<Looked>> {
-        if let Some(growing) = self.open_growing()? {
-            return Ok(Some(Looked::Growing(growing)));
-        }
-        // What is damaged is put aside by who sets up.
-        Ok(self.open_whole().ok().flatten().map(Looked::Whole))
-    }
-
-    /// Makes what is missing, or damaged. The caller sets up.
-    fn make(&self, found: &Representation) -> io::Result<()> {
-        match self.open_whole() {
-            Ok(Some(_)) => return Ok(()),
-            Ok(None) => {}
-            Err(damage) => self.put_aside(&damage),
-        }
-        if self.open_growing()?.is_some() {
-            return Ok(());
-        }
-        match self.record() {
-            Ok(Some(_)) => {}
-            Ok(None) => self.write_record(found)?,
-            Err(damage) => {
-                self.put_aside(&damage);
-                self.write_record(found)?;
-            }
-        }
-        if found.length == 0 {
-            return files::create(&self.file("body")).map(drop);
-        }
-        let path = self.file("part");
-        let known = files::open(&path)
-            .is_ok_and(|file| file.metadata().is_ok_and(|part| part.len() == found.length));
-        let given_up = self.is_given_up(found.length)?;
-        let extents = if known && !given_up {
-            self.durable(found.length)
-        } else {
-            // Old extents must not be believed of a new body, not even after a power cut.
-            if files::remove_existing(&self.file("extents"))? {
-                files::sync_folder_of(&path)?;
-            }
-            files::remove(&path)?;
-            let part = files::create(&path)?;
-            if let Err(error) = part.set_len(found.length) {
-                files::remove(&path)?;
-                return Err(error);
-            }
-            Extents::none(found.length)
-        };
-        let map = Progress::print(self.identity(found.length)?, &extents);
-        files::note(&self.file("map"), &map)
-    }
-
-    fn is_given_up(&self, length: u64) -> io::Result<bool> {
-        let Ok(map) = files::open_to_write(&self.file("map")) else { return Ok(false) };
-        let progress = Progress::open(map, self.identity(length)?)?;
-        Ok(progress.is_some_and(|progress| progress.is_given_up()))
-    }
-
-    /// What of the growing body has survived the last reboot.
-    fn durable(&self, length: u64) -> Extents {
-        let none = Extents::none(length);
-        let path = self.file("extents");
-        let Ok(file) = files::open(&path) else { return none };
-        let text = files::read(file).unwrap_or_default();
-        Extents::parse(&text, &self.name, length).unwrap_or_else(|error| {
-            log::line(&format!(
-                "'{}' is damaged: {error}; the file is fetched anew",
-                path.display()
-            ));
-            none
-        })
     }
 
     /// Notes what the base says about this generation now, if that is news: its headers may change while
@@ -334,48 +202,6 @@ impl Generation {
         Some((Stamp::of(&found), Failure::parse(&files::read(file).ok()?)?))
     }
 
-    /// Notes why a fill failed. Without fsync: it is for those who wait now.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn fail(&self, failure: &Failure) -> io::Result<()> {
-        self.with_set_up(|| files::note(&self.file("error"), failure.to_string().as_bytes()))
-    }
-
-    /// Notes for the time after a reboot that `extents` are on the disk.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn keep(&self, extents: &Extents) -> io::Result<()> {
-        self.with_set_up(|| {
-            // What is whole by now needs no extents any more.
-            if self.file("part").try_exists()? {
-                files::write(&self.file("extents"), extents.print(&self.name).as_bytes())?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Makes a growing body, all of which is there, the one that everybody is served from.
-    ///
-    /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn publish(&self, part: &File) -> io::Result<()> {
-        self.with_set_up(|| {
-            let path = self.file("part");
-            if !files::is_there(part, &path) {
-                return Ok(());
-            }
-            part.sync_all()?;
-            files::open(&self.file("meta"))?.sync_all()?;
-            files::rename(&path, &self.file("body"))?;
-            for kind in ["extents", "map", "error"] {
-                files::remove(&self.file(kind))?;
-            }
-            Ok(())
-        })
-    }
-
     fn with_set_up(&self, act: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
         loop {
             let locks = self.locks()?;
@@ -386,60 +212,14 @@ impl Generation {
         }
     }
 
-    /// Moves what is damaged out of the way. The caller sets up.
-    fn put_aside(&self, damage: &str) {
-        log::line(&format!("{damage}; it was put aside and is fetched anew"));
-        for kind in ["extents", "map", "part"] {
-            let _ = files::remove(&self.file(kind));
-        }
-        for kind in ["body", "meta"] {
-            if let Err(error) = files::put_aside(&self.file(kind), &self.object.quarantine) {
-                log::line(&format!("'{}' cannot be put aside: {error}", self.file(kind).display()));
-            }
-        }
-    }
-
-    /// Removes everything of this generation, unless somebody reads or fills it. Returns whether it has.
-    ///
-    /// # Errors
-    /// When the disk does not let it go.
-    pub(crate) fn remove(&self) -> io::Result<bool> {
-        let locks = self.locks()?;
-        if !locks.take_all()? || !locks.is_at(&self.file("lock")) {
-            return Ok(false);
-        }
-        let body = files::open(&self.file("body")).ok();
-        if let Some(body) = &body
-            && fs2::FileExt::try_lock_exclusive(body).is_err()
-        {
-            return Ok(false);
-        }
-        for kind in KINDS {
-            files::remove(&self.file(kind))?;
-        }
-        Ok(true)
-    }
-
-    fn identity(&self, length: u64) -> io::Result<Identity<'_>> {
-        Ok(Identity { generation: &self.name, length, boot: boot()? })
+    /// What identifies a growing body.
+    fn identity(&self, part: &fs::Metadata) -> io::Result<Identity<'_>> {
+        let (length, inode) = (part.len(), part.ino());
+        Ok(Identity { generation: &self.name, length, inode, boot: boot()? })
     }
 
     fn file(&self, kind: &str) -> PathBuf {
         self.object.folder().join(format!("{}-{}.{kind}", self.object.key, self.name))
-    }
-}
-
-enum Looked {
-    Whole(Whole),
-    Growing(Growing),
-}
-
-impl Looked {
-    fn with(self, locks: Locks) -> Joined {
-        match self {
-            Self::Whole(whole) => Joined::Whole(whole),
-            Self::Growing(growing) => Joined::Growing(growing, locks),
-        }
     }
 }
 

@@ -13,7 +13,8 @@
 //! word  14     how often it changed: what readers wait for
 //! word  15     1 when this body will not be continued
 //! word  16     how often bytes have come
-//! words 17-23  unused
+//! words 17-18  the number (inode) of the body's file: it may be replaced by another of the same generation
+//! words 19-23  unused
 //! words 24-    a word for each block
 //! ```
 
@@ -27,11 +28,14 @@ use super::extents::{Blocks, Extents};
 use crate::shared::{Shared, wait, wake};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"offp");
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 const HEADER: usize = 24;
 const CHANGES: usize = 14;
 const DEAD: usize = 15;
 const ARRIVALS: usize = 16;
+const INODE: usize = 17;
+/// The words that identify a body.
+const SAME: [usize; 15] = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, INODE, INODE + 1];
 /// A byte in the header that nobody reads.
 const BELL: u64 = 12;
 
@@ -49,6 +53,8 @@ pub(super) struct Identity<'a> {
     /// The generation's name: 32 hexadecimal digits.
     pub(super) generation: &'a str,
     pub(super) length: u64,
+    /// The number of the body's file.
+    pub(super) inode: u64,
     /// This boot of the machine.
     pub(super) boot: [u32; 4],
 }
@@ -59,6 +65,7 @@ impl Identity<'_> {
         header[..3].copy_from_slice(&[MAGIC, FORMAT, blocks.shift()]);
         header[4..8].copy_from_slice(&self.boot);
         header[8..10].copy_from_slice(&halves(self.length));
+        header[INODE..INODE + 2].copy_from_slice(&halves(self.inode));
         for (word, digits) in header[10..14].iter_mut().zip(self.generation.as_bytes().chunks(8)) {
             let digits = std::str::from_utf8(digits).unwrap_or_default();
             *word = u32::from_str_radix(digits, 16).unwrap_or_default();
@@ -94,10 +101,10 @@ impl Progress {
             return Ok(None);
         }
         let map = Shared::map(&file, 0, length)?;
-        let same = (0..CHANGES).zip(identity.header(blocks)).all(|(at, wanted)| {
-            map.words()
-                .get(at)
-                .is_some_and(|word| word.load(Ordering::Relaxed) == wanted || at == 3)
+        let header = identity.header(blocks);
+        let same = SAME.into_iter().all(|at| {
+            let found = map.words().get(at).map(|word| word.load(Ordering::Relaxed));
+            found.is_some() && found == header.get(at).copied()
         });
         Ok(same.then_some(Self { map, file, blocks }))
     }
@@ -160,20 +167,27 @@ impl Progress {
 
     /// Tells everybody who waits that something has changed.
     pub(crate) fn announce(&self) {
-        if let Some(changes) = self.map.words().get(CHANGES) {
-            changes.fetch_add(1, Ordering::AcqRel);
-            wake(changes);
-        }
-        // For those who watch the file with inotify, which does not see what is written to memory.
-        let _ = self.file.write_at(&[0], BELL);
+        announce(&self.map, &self.file);
     }
 
     /// Says that this body will not be continued.
     pub(crate) fn give_up(&self) {
-        if let Some(dead) = self.map.words().get(DEAD) {
-            dead.store(1, Ordering::Release);
+        give_up(&self.map, &self.file);
+    }
+
+    /// The same of whatever body this file belongs to, if it belongs to one.
+    ///
+    /// # Errors
+    /// When the file cannot be mapped.
+    pub(super) fn give_up_file(file: &File) -> io::Result<()> {
+        const BYTES: usize = HEADER * 4;
+        if file.metadata()?.len() >= BYTES as u64 {
+            let map = Shared::map(file, 0, BYTES)?;
+            if map.words().first().is_some_and(|word| word.load(Ordering::Relaxed) == MAGIC) {
+                give_up(&map, file);
+            }
         }
-        self.announce();
+        Ok(())
     }
 
     /// Whether this body will not be continued.
@@ -197,4 +211,20 @@ impl Progress {
     fn entry(&self, block: u64) -> Option<&AtomicU32> {
         self.map.words().get(usize::try_from(block).ok()?.checked_add(HEADER)?)
     }
+}
+
+fn give_up(map: &Shared, file: &File) {
+    if let Some(dead) = map.words().get(DEAD) {
+        dead.store(1, Ordering::Release);
+    }
+    announce(map, file);
+}
+
+fn announce(map: &Shared, file: &File) {
+    if let Some(changes) = map.words().get(CHANGES) {
+        changes.fetch_add(1, Ordering::AcqRel);
+        wake(changes);
+    }
+    // For those who watch the file with inotify, which does not see what is written to memory.
+    let _ = file.write_at(&[0], BELL);
 }

@@ -123,7 +123,7 @@ fn after_a_reboot_only_what_is_surely_on_the_disk_is_believed() {
     let generation = object.generation(&version.generation());
     let (filler, locks) = join(&generation, &version);
     filler.progress.set_landed(0, 1 << 20);
-    generation.keep(&filler.progress.extents()).unwrap();
+    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
     filler.progress.set_landed(1, 77);
     drop((filler, locks));
     // Another boot's progress is another file's.
@@ -136,7 +136,7 @@ fn after_a_reboot_only_what_is_surely_on_the_disk_is_believed() {
     assert_eq!((again.progress.landed(0), again.progress.landed(1)), (1 << 20, 0));
     // Nor is a damaged note of extents believed.
     fs::remove_file(&map).unwrap();
-    fs::write(generation_file(&object, &generation, "extents"), "offload-extents 1\n").unwrap();
+    fs::write(generation_file(&object, &generation, "extents"), "offload-extents 2\n").unwrap();
     let (again, _locks) = join(&generation, &version);
     assert_eq!(again.progress.extents().total(), 0);
 }
@@ -149,11 +149,66 @@ fn a_new_body_does_not_inherit_extents() {
     let generation = object.generation(&version.generation());
     let (filler, locks) = join(&generation, &version);
     filler.progress.set_landed(0, 1 << 20);
-    generation.keep(&filler.progress.extents()).unwrap();
+    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
     drop((filler, locks));
     for kind in ["part", "map"] {
         fs::remove_file(generation_file(&object, &generation, kind)).unwrap();
     }
+    let (again, _locks) = join(&generation, &version);
+    assert_eq!(again.progress.extents().total(), 0);
+}
+
+/// Puts a copy in the place of a file: the same bytes, another number.
+fn replace_by_copy(path: &Path) {
+    let copy = path.with_extension("copy");
+    fs::copy(path, &copy).unwrap();
+    fs::rename(&copy, path).unwrap();
+}
+
+#[test]
+fn what_is_said_of_one_body_is_not_believed_of_another() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("\"1\"", 3 << 20);
+    let generation = object.generation(&version.generation());
+    let (part, map) = (
+        generation_file(&object, &generation, "part"),
+        generation_file(&object, &generation, "map"),
+    );
+    // A reader opens the part, and somebody replaces part and map before he opens the map.
+    let (filler, locks) = join(&generation, &version);
+    filler.progress.set_landed(0, 1 << 20);
+    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
+    drop((filler, locks));
+    replace_by_copy(&part);
+    assert!(generation.open_growing().unwrap().is_none(), "the map of another part");
+    // As after a reboot: there is no map, and the extents are those of another part.
+    fs::remove_file(&map).unwrap();
+    let (again, _locks) = join(&generation, &version);
+    assert_eq!(again.progress.extents().total(), 0);
+}
+
+#[test]
+fn who_puts_a_growing_body_aside_ends_those_who_fill_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    let version = version("\"1\"", 3 << 20);
+    let generation = object.generation(&version.generation());
+    let (old, locks) = join(&generation, &version);
+    old.progress.set_landed(0, 1 << 20);
+    generation.discard("it is damaged").unwrap();
+    assert!(old.progress.is_given_up());
+    let (new, _locks) = join(&generation, &version);
+    // What the old filler leaves behind is nothing of the new body's.
+    generation.keep(&old.file, &old.progress.extents()).unwrap();
+    generation.fail(&old.file, &crate::failure::Kind::Down.says("no")).unwrap();
+    generation.publish(&old.file).unwrap();
+    drop((old, locks));
+    for kind in ["extents", "error", "body"] {
+        assert!(!generation_file(&object, &generation, kind).exists(), "{kind}");
+    }
+    assert!(!new.progress.is_given_up());
+    fs::remove_file(generation_file(&object, &generation, "map")).unwrap();
     let (again, _locks) = join(&generation, &version);
     assert_eq!(again.progress.extents().total(), 0);
 }
@@ -308,12 +363,15 @@ fn no_link_is_followed_out_of_the_cache() {
 #[test]
 fn a_failure_note_is_read_once_per_failure() {
     let folder = tempfile::tempdir().unwrap();
-    let generation = object(folder.path()).generation(&version("\"1\"", 4).generation());
+    let object = object(folder.path());
+    let version = version("\"1\"", 4);
+    let generation = object.generation(&version.generation());
+    let (filler, _locks) = join(&generation, &version);
     let failure = crate::failure::Kind::Down.says("no");
-    generation.fail(&failure).unwrap();
+    generation.fail(&filler.file, &failure).unwrap();
     let (first, read) = generation.failure().unwrap();
     assert_eq!(read, failure);
-    generation.fail(&failure).unwrap();
+    generation.fail(&filler.file, &failure).unwrap();
     assert_ne!(generation.failure().unwrap().0, first);
 }
 

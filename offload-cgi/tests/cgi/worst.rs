@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::base::{Base, Page};
 use super::host::Host;
+use super::pattern;
 
 /// A file beside the `.current` of the only object of a cache.
 fn beside(host: &Host, kind: &str) -> PathBuf {
@@ -47,4 +48,33 @@ fn who_waits_for_news_that_cannot_be_noted_is_not_given_the_old_version() {
         let reply = client.end();
         assert_eq!(reply.text(), "new", "{}", reply.log);
     }
+}
+
+#[test]
+fn what_is_put_aside_during_a_fill_ends_that_fill_and_its_readers_go_on() {
+    let (base, body) = (Base::start(), pattern(4 << 20));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.pause_at = Some(2 << 20);
+    base.put("/a", page);
+    let host = Host::new(&base);
+    let mut reader = host.ask("GET", "/a", &[]);
+    assert_eq!(reader.read_body(2 << 20), body[..2 << 20]);
+    let meta = host.files("meta").remove(0);
+    fs::write(&meta, "nonsense").unwrap();
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let second = host.ask("GET", "/a", &[]);
+    base.wait_for("HEAD", 2);
+    while fs::read(&meta).is_ok_and(|text| text == b"nonsense") {
+        thread::sleep(Duration::from_millis(5));
+    }
+    base.release();
+    let reply = second.end();
+    assert!(reply.success && reply.body == body, "{}", reply.log);
+    let (rest, success) = reader.rest();
+    assert!(success && rest == body[2 << 20..], "the client sees a pause");
+    host.settle();
+    // As after a reboot.
+    host.files("map").iter().for_each(|map| fs::remove_file(map).unwrap());
+    assert!(host.get("/a").body == body);
+    assert_eq!(host.files("body").len(), 1);
 }
