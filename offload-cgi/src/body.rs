@@ -115,7 +115,7 @@ fn send_stored(
                 rest.length -= copied;
             }
             Err(failure)
-                if failure.kind == Kind::NoRoom
+                if failure.kind.is_of_cache()
                     && (rest.first == 0 || source.record.validators.are_strong()) =>
             {
                 let mut incoming = pass_on(&failure, source, rest).map_err(Cut::Source)?;

@@ -173,6 +173,9 @@ impl<'a> Exchange<'a> {
                 log::rarely(self.options.notes(), "no-room", &text);
                 self.pass_through(request, &found_now, "miss; detail=no-room")
             }
+            Err(failure) if failure.kind == Kind::Unstorable => {
+                self.pass_through(request, &found_now, "miss; detail=unstorable")
+            }
             Err(failure) => Err(failure),
         }
     }
@@ -259,6 +262,9 @@ impl<'a> Exchange<'a> {
             return None;
         }
         let record = &found.representation;
+        if record.unstorable.is_some() {
+            return None;
+        }
         let verdict = self.judge(request, record);
         let reply = if request.get && verdict.has_body() {
             let parts = verdict.parts(record.length);

@@ -23,15 +23,18 @@ pub(crate) enum Kind {
     TimedOut,
     /// The cache cannot take the file: serve it without.
     NoRoom,
+    /// The base says when it sends the file that it must not be stored: serve it without the cache.
+    Unstorable,
 }
 
 impl Kind {
-    const ALL: [(Self, &str); 5] = [
+    const ALL: [(Self, &str); 6] = [
         (Self::Changed, "changed"),
         (Self::Refused, "refused"),
         (Self::Down, "down"),
         (Self::TimedOut, "timed-out"),
         (Self::NoRoom, "no-room"),
+        (Self::Unstorable, "unstorable"),
     ];
 
     /// The status that a client gets for it.
@@ -42,7 +45,13 @@ impl Kind {
             Self::Down => 502,
             Self::TimedOut => 504,
             Self::NoRoom => 507,
+            Self::Unstorable => 503,
         }
+    }
+
+    /// Whether the file can be had past the cache.
+    pub(crate) fn is_of_cache(self) -> bool {
+        matches!(self, Self::NoRoom | Self::Unstorable)
     }
 
     pub(crate) fn says(self, sentence: impl Into<String>) -> Failure {

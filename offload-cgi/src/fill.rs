@@ -171,6 +171,10 @@ impl Filler<'_> {
         breaker.allow(SystemTime::now())?;
         let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
         breaker.close();
+        if let Some(why) = incoming.representation.unstorable {
+            // Its own headers rule, whatever HEAD has said.
+            return Err(Kind::Unstorable.says(format!("the base sends it as {}", why.detail())));
+        }
         self.generation.describe(&incoming.representation).map_err(of_cache)?;
         let mut offset = incoming.first;
         // A base that knows no ranges sends everything: then everything that is missing is taken.
@@ -403,8 +407,15 @@ impl Filler<'_> {
                 let _ = self.generation.object().doubt();
             }
             let _ = self.generation.fail(&self.growing.file, failure);
+            if failure.kind == Kind::Unstorable {
+                // What came before that is not for everybody either.
+                progress.give_up();
+                let _ = self.generation.object().remove();
+            }
         }
-        if !self.strong && !progress.is_whole() {
+        if progress.is_given_up() {
+            // Nobody goes on with it.
+        } else if !self.strong && !progress.is_whole() {
             // What another fill would bring need not fit to what is there.
             progress.give_up();
         } else if self.landed > 0 && !progress.is_whole() {

@@ -3,7 +3,7 @@
 use std::io::{self, Read};
 
 use ureq::config::Config;
-use ureq::http::header::{HeaderMap, HeaderName, HeaderValue};
+use ureq::http::header::{HeaderMap, HeaderValue};
 use ureq::http::{Response, Uri};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::typestate::WithoutBody;
@@ -12,7 +12,7 @@ use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
 use ureq::{Agent, Body, BodyReader, RequestBuilder};
 
 use crate::failure::{Failure, Kind};
-use crate::http::Part;
+use crate::http::{Part, Validators};
 use crate::options::{Base, Options};
 use crate::representation::{Representation, Unfit, text};
 
@@ -128,13 +128,15 @@ impl Origin {
             }
             request.call().map_err(|error| failure("GET", &error))
         };
-        let mut response = get([version(wanted), range(wanted, part)].concat())?;
+        let mut condition = version(wanted);
+        let mut response = get([condition.clone(), range(wanted, part)].concat())?;
         if response.status().as_u16() == 412 {
             // Perhaps it is this version all the same: httpd compares with the ETag that it would have
             // given, whatever mod_headers makes of it. It is asked first, for another version's bytes
             // would be sent in vain.
             match self.head(path)? {
                 Answer::File(now) if now.generation() == wanted.generation() => {
+                    condition.clear();
                     response = get(range(wanted, part))?;
                 }
                 Answer::Other(Other { status: status @ 500.., .. }) => {
@@ -142,6 +144,10 @@ impl Origin {
                 }
                 _ => return Err(Kind::Changed.says("the base has another version by now")),
             }
+        }
+        if response.status().as_u16() == 206 && !names_its_version(response.headers(), wanted) {
+            // Whose part that is, only a base that heeds the conditions knows.
+            response = get(condition)?;
         }
         let first = match response.status().as_u16() {
             200 => 0,
@@ -198,13 +204,32 @@ fn version(wanted: &Representation) -> Vec<(&'static str, String)> {
     }
 }
 
-/// The header that asks for a part only.
+/// The headers that ask for a part only, and for everything if that would be of another version: the base may
+/// heed `If-Range` and not the other conditions, or have changed since it was asked.
 fn range(wanted: &Representation, part: Part) -> Vec<(&'static str, String)> {
     if part == Part::whole(wanted.length) || part.length == 0 {
         return Vec::new();
     }
     let last = part.first.saturating_add(part.length - 1);
-    vec![("Range", format!("bytes={}-{last}", part.first))]
+    let mut headers = vec![("Range", format!("bytes={}-{last}", part.first))];
+    // RFC 9110, section 13.1.5: never a weak validator, and a date only where there is no tag.
+    let validators = &wanted.validators;
+    let modified = validators.modified.as_ref().map(|modified| modified.as_str());
+    let validator = validators.etag.as_ref().map(|etag| etag.as_str()).or(modified);
+    if let Some(validator) = validator.filter(|_| validators.are_strong()) {
+        headers.push(("If-Range", validator.to_owned()));
+    }
+    headers
+}
+
+/// Whether a 206 repeats the validator of the version that is wanted, as it must (RFC 9110, section 15.3.7).
+fn names_its_version(headers: &HeaderMap, wanted: &Representation) -> bool {
+    let Validators { etag, modified, .. } = &wanted.validators;
+    match (etag, modified) {
+        (Some(etag), _) => text(headers, "etag") == Some(etag.as_str()),
+        (None, Some(modified)) => text(headers, "last-modified") == Some(modified.as_str()),
+        (None, None) => false,
+    }
 }
 
 fn content_range(headers: &HeaderMap) -> Option<String> {
@@ -220,17 +245,16 @@ fn incoming(
     let partial = response.status().as_u16() == 206;
     let total = partial.then_some(wanted.length);
     let mut headers = response.headers().clone();
-    if partial {
-        // A 206 need not repeat what the client knows from If-Match.
-        let etag = wanted.validators.etag.as_ref().map(|etag| etag.as_str());
-        let modified = wanted.validators.modified.as_ref().map(|modified| modified.as_str());
-        for (name, value) in [("etag", etag), ("last-modified", modified)] {
-            if let Some(value) = value.and_then(|value| HeaderValue::from_str(value).ok()) {
-                headers.entry(HeaderName::from_static(name)).or_insert(value);
-            }
+    if partial && let Some(modified) = &wanted.validators.modified {
+        // A 206 with an ETag may leave the date out.
+        if let Ok(value) = HeaderValue::from_str(modified.as_str()) {
+            headers.entry("last-modified").or_insert(value);
         }
     }
-    let representation = Representation::read(&headers, total).map_err(refusal)?;
+    let mut representation = Representation::read(&headers, total).map_err(refusal)?;
+    if partial {
+        representation.complete(wanted);
+    }
     if representation.generation() != wanted.generation() {
         return Err(Kind::Changed.says("the base has another version by now"));
     }

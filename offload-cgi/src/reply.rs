@@ -73,7 +73,7 @@ impl<'a> Reply<'a> {
                 .header("Retry-After", "1"),
             Kind::TimedOut => Self::page(code, "The base server does not answer in time.")
                 .header("Retry-After", "30"),
-            Kind::Down | Kind::NoRoom => {
+            Kind::Down | Kind::NoRoom | Kind::Unstorable => {
                 Self::page(code, "The base server cannot be asked.").header("Retry-After", "30")
             }
         };

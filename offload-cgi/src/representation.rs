@@ -111,6 +111,29 @@ impl Representation {
         Ok(Self { validators, length, headers, unstorable, age })
     }
 
+    /// Looks whether this may be stored at those of its headers that travel with it: it has been stored.
+    pub(crate) fn reconsider(&mut self) {
+        let has = |name, wanted| self.header(name).is_some_and(|list| has_word(list, wanted));
+        self.unstorable = if has("Cache-Control", is_private) {
+            Some(Unstorable::Private)
+        } else {
+            has("Vary", varies).then_some(Unstorable::Varies)
+        };
+    }
+
+    /// Takes over from `known` what this part of the same version does not say: an answer to If-Range need
+    /// not repeat it (RFC 9110, section 15.3.7; RFC 9111, section 3.4).
+    pub(crate) fn complete(&mut self, known: &Self) {
+        let said = std::mem::take(&mut self.headers);
+        let value = |headers: &[(&'static str, String)], wanted| {
+            headers.iter().find(|(name, _)| *name == wanted).cloned()
+        };
+        self.headers = HEADERS
+            .iter()
+            .filter_map(|name| value(&said, *name).or_else(|| value(&known.headers, *name)))
+            .collect();
+    }
+
     /// How long this is good.
     pub(crate) fn freshness(&self, defaults: Defaults) -> Freshness {
         let date = self.header(DATE).and_then(parse_date);
@@ -146,12 +169,19 @@ fn unstorable(headers: &HeaderMap) -> Option<Unstorable> {
     if headers.contains_key("set-cookie") {
         return Some(Unstorable::Cookie);
     }
-    if lists(headers, "cache-control", |word| matches!(word, "private" | "no-store")) {
+    if lists(headers, "cache-control", is_private) {
         return Some(Unstorable::Private);
     }
-    // The base is always asked for the identity encoding.
-    lists(headers, "vary", |word| !matches!(word, "" | "accept-encoding"))
-        .then_some(Unstorable::Varies)
+    lists(headers, "vary", varies).then_some(Unstorable::Varies)
+}
+
+fn is_private(directive: &str) -> bool {
+    matches!(directive, "private" | "no-store")
+}
+
+/// The base is always asked for the identity encoding.
+fn varies(field: &str) -> bool {
+    !matches!(field, "" | "accept-encoding")
 }
 
 /// The one `Content-Length`; none when the base sent several, or a coding that makes it void.
@@ -178,13 +208,17 @@ fn joined(headers: &HeaderMap, name: &str) -> Option<String> {
     values.filter(|values| !values.is_empty()).map(|values| values.join(", "))
 }
 
-/// Whether a list header has such a word, with or without an argument; words are given in lower case.
-fn lists(headers: &HeaderMap, name: &str, wanted: impl Fn(&str) -> bool) -> bool {
-    headers.get_all(name).iter().any(|value| {
-        String::from_utf8_lossy(value.as_bytes()).split(',').any(|item| {
-            let word = item.split('=').next().unwrap_or("").trim();
-            wanted(&word.to_ascii_lowercase())
-        })
+/// Whether a list header has such a word.
+fn lists(headers: &HeaderMap, name: &str, wanted: fn(&str) -> bool) -> bool {
+    let mut values = headers.get_all(name).iter();
+    values.any(|value| has_word(&String::from_utf8_lossy(value.as_bytes()), wanted))
+}
+
+/// Whether a list has such a word, with or without an argument; words are given in lower case.
+fn has_word(list: &str, wanted: fn(&str) -> bool) -> bool {
+    list.split(',').any(|item| {
+        let word = item.split('=').next().unwrap_or("").trim();
+        wanted(&word.to_ascii_lowercase())
     })
 }
 

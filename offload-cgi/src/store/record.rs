@@ -70,8 +70,9 @@ pub(super) fn parse(text: &str, source: &str, name: &str) -> Result<Representati
         return Err("it is the record of another file");
     }
     let length = length.ok_or("it has no length")?;
-    let representation =
+    let mut representation =
         Representation { validators, length, headers, ..Representation::default() };
+    representation.reconsider();
     if representation.generation() != name {
         return Err("it is the record of another generation");
     }

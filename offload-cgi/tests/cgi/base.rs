@@ -22,6 +22,12 @@ pub(crate) struct Page {
     pub(crate) break_at: Option<usize>,
     /// Whether the base understands Range and If-Match.
     pub(crate) simple: bool,
+    /// Whether it understands Range and If-Range, but not If-Match.
+    pub(crate) no_match: bool,
+    /// Whether it understands Range only, and says of no part whose it is.
+    pub(crate) forgetful: bool,
+    /// Whether it says of a part whose it is, and nothing else (RFC 9110, section 15.3.7).
+    pub(crate) terse: bool,
 }
 
 impl Page {
@@ -35,6 +41,9 @@ impl Page {
             pause_at: None,
             break_at: None,
             simple: false,
+            no_match: false,
+            forgetful: false,
+            terse: false,
         }
     }
 
@@ -228,13 +237,14 @@ fn respond(
     let mut status = page.status;
     let mut body = page.body.as_slice();
     let mut head = String::new();
-    if let Some(wanted) = headers.get("if-match")
-        && !page.simple
-        && Some(wanted) != page.etag.as_ref()
-    {
+    let fits = |wanted: &String| Some(wanted) == page.etag.as_ref().or(page.modified.as_ref());
+    let condition = |name: &str| headers.get(name).is_none_or(fits);
+    let heeds_match = !page.simple && !page.forgetful && !page.no_match;
+    if heeds_match && !condition("if-match") {
         (status, body) = (412, b"");
     } else if let Some(range) = headers.get("range")
         && !page.simple
+        && (page.forgetful || condition("if-range"))
     {
         let (first, last) = range["bytes=".len()..].split_once('-').unwrap();
         let (first, last): (usize, usize) = (first.parse().unwrap(), last.parse().unwrap());
@@ -242,13 +252,14 @@ fn respond(
         head += &format!("Content-Range: bytes {first}-{last}/{}\r\n", body.len());
         body = &body[first..=last];
     }
-    for (name, value) in &page.headers {
+    for (name, value) in page.headers.iter().filter(|_| status != 206 || !page.terse) {
         head += &format!("{name}: {value}\r\n");
     }
-    if let Some(etag) = &page.etag {
+    let says_whose = status != 206 || !page.forgetful;
+    if let Some(etag) = page.etag.as_ref().filter(|_| says_whose) {
         head += &format!("ETag: {etag}\r\n");
     }
-    if let Some(modified) = &page.modified {
+    if let Some(modified) = page.modified.as_ref().filter(|_| says_whose) {
         head += &format!("Last-Modified: {modified}\r\n");
     }
     if !page.headers.iter().any(|(name, _)| name == "Transfer-Encoding") {

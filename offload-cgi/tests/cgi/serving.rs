@@ -314,6 +314,29 @@ fn what_is_not_for_everybody_is_passed_through_and_not_stored() {
 }
 
 #[test]
+fn what_the_get_says_must_not_be_stored_is_passed_through_whatever_head_has_said() {
+    for headers in [&[("Set-Cookie", "a=b")][..], &[("Cache-Control", "private")], &[("Vary", "*")]]
+    {
+        let (base, body) = (Base::start(), pattern(3 << 20));
+        base.put("/a", Page::new("\"v1\"", body.clone()));
+        let mut host = Host::new(&base);
+        host.set("OFFLOAD_FRESH", "60s");
+        // A block of it was for everybody.
+        assert!(host.get_with("/a", &[("Range", "bytes=0-9")]).body == body[..10]);
+        base.put_for_get("/a", Page::new("\"v1\"", body.clone()).with(headers));
+        for status in ["collapsed", "detail=unstorable"] {
+            let reply = host.get("/a");
+            assert!(reply.status == 200 && reply.success && reply.body == body, "{}", reply.log);
+            assert_eq!(reply.cache_status(), format!("offload; fwd=miss; {status}"));
+            host.settle();
+            for kind in ["body", "part", "current"] {
+                assert!(host.files(kind).is_empty(), "{kind} of {headers:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn another_status_of_the_base_is_passed_on() {
     let base = Base::start();
     let host = Host::new(&base);

@@ -260,3 +260,68 @@ fn an_old_version_that_is_whole_goes_with_its_last_reader() {
     assert!(success && rest == body[1..]);
     assert_eq!(host.files("body").len(), 1);
 }
+
+#[test]
+fn a_part_that_does_not_say_whose_it_is_is_not_believed() {
+    for changes in [false, true] {
+        let (base, body) = (Base::start(), pattern(3 * MIB));
+        let mut page = Page::new("\"v1\"", body.clone());
+        page.forgetful = true;
+        base.put("/a", page.clone());
+        let mut host = Host::new(&base);
+        host.set("OFFLOAD_FRESH", "60s");
+        assert!(host.get_with("/a", &[("Range", "bytes=0-9")]).body == body[..10]);
+        if changes {
+            page.etag = Some("\"v2\"".into());
+            page.body = vec![b'x'; 3 * MIB];
+            base.put("/a", page.clone());
+        }
+        // What is there of the old version goes out before it is known that there is a new one.
+        let reply = host.get("/a");
+        let there = if changes { MIB } else { 3 * MIB };
+        assert!(reply.success != changes && reply.body == body[..there], "bytes of two versions");
+        let reply = host.get("/a");
+        assert_eq!(reply.header("ETag"), page.etag.as_deref(), "{}", reply.log);
+        assert!(reply.success && reply.body == page.body);
+    }
+}
+
+#[test]
+fn a_change_that_the_base_tells_by_if_range_only_is_not_spliced() {
+    let (base, body) = (Base::start(), pattern(3 * MIB));
+    let mut page = Page::new("\"v1\"", body.clone());
+    base.put("/a", page.clone());
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_FRESH", "60s");
+    assert!(host.get_with("/a", &[("Range", "bytes=0-9")]).body == body[..10]);
+    let asked = |base: &Base, name: &str| base.seen().pop().unwrap().headers.get(name).cloned();
+    let v1 = Some("\"v1\"".to_owned());
+    assert_eq!((asked(&base, "if-match"), asked(&base, "if-range")), (v1.clone(), v1));
+    // The base heeds no If-Match, and answers If-Range with the whole of another version.
+    page.etag = Some("\"v2\"".into());
+    page.body = vec![b'x'; 3 * MIB];
+    page.no_match = true;
+    base.put("/a", page.clone());
+    let reply = host.get("/a");
+    assert!(!reply.success && reply.body == body[..MIB], "bytes of two versions");
+    let reply = host.get("/a");
+    assert_eq!(reply.header("ETag"), Some("\"v2\""), "{}", reply.log);
+    assert!(reply.success && reply.body == page.body);
+}
+
+#[test]
+fn a_terse_part_takes_no_header_from_the_file() {
+    let (base, body) = (Base::start(), pattern(3 * MIB));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.terse = true;
+    base.put("/a", page);
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_FRESH", "60s");
+    for range in ["bytes=0-9", "bytes=2000000-2000009"] {
+        let reply = host.get_with("/a", &[("Range", range)]);
+        assert_eq!(reply.header("Content-Type"), Some("application/x-test"), "{}", reply.log);
+    }
+    let reply = host.get("/a");
+    assert!(reply.success && reply.body == body);
+    assert_eq!(reply.header("Content-Type"), Some("application/x-test"));
+}
