@@ -36,7 +36,7 @@ use sha2::{Digest as _, Sha256};
 pub(crate) use self::check::Turn;
 pub(crate) use self::extents::{Blocks, Extents};
 pub(crate) use self::files::{note, open_lock, read_text, remove};
-pub(crate) use self::generation::{Generation, Growing, Joined, Stamp, is_name};
+pub(crate) use self::generation::{Flush, Generation, Growing, Joined, Stamp, Unkept, is_name};
 pub(crate) use self::locks::Locks;
 pub(crate) use self::progress::Progress;
 use crate::log;

@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub(crate) use self::ending::{Flush, Unkept};
 use super::locks::Locks;
 use super::progress::{Identity, Progress};
 use super::{Object, files, record};

@@ -40,7 +40,7 @@ fn publish(object: &Object, etag: &str, text: &str, checked: SystemTime) -> Gene
     let (growing, _locks) = join(&generation, &version);
     growing.file.write_all_at(text.as_bytes(), 0).unwrap();
     growing.progress.set_landed(0, u32::try_from(text.len()).unwrap());
-    generation.publish(&growing.file).unwrap();
+    generation.publish(&growing.file, File::sync_data).unwrap();
     object.confirm(generation.name(), checked).unwrap();
     generation
 }
@@ -88,7 +88,7 @@ fn a_generation_is_seen_as_far_as_it_is_there() {
     filler.file.write_all_at(b"xt", 2).unwrap();
     filler.progress.set_landed(0, 4);
     assert!(reader.progress.is_whole() && text(&generation).is_none());
-    generation.publish(&filler.file).unwrap();
+    generation.publish(&filler.file, File::sync_data).unwrap();
     assert_eq!(text(&generation).as_deref(), Some("text"));
 }
 
@@ -123,7 +123,7 @@ fn after_a_reboot_only_what_is_surely_on_the_disk_is_believed() {
     let generation = object.generation(&version.generation());
     let (filler, locks) = join(&generation, &version);
     filler.progress.set_landed(0, 1 << 20);
-    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
+    generation.keep(&filler.file, &filler.progress.extents(), File::sync_data).unwrap();
     filler.progress.set_landed(1, 77);
     drop((filler, locks));
     // Another boot's progress is another file's.
@@ -149,7 +149,7 @@ fn a_new_body_does_not_inherit_extents() {
     let generation = object.generation(&version.generation());
     let (filler, locks) = join(&generation, &version);
     filler.progress.set_landed(0, 1 << 20);
-    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
+    generation.keep(&filler.file, &filler.progress.extents(), File::sync_data).unwrap();
     drop((filler, locks));
     for kind in ["part", "map"] {
         fs::remove_file(generation_file(&object, &generation, kind)).unwrap();
@@ -178,7 +178,7 @@ fn what_is_said_of_one_body_is_not_believed_of_another() {
     // A reader opens the part, and somebody replaces part and map before he opens the map.
     let (filler, locks) = join(&generation, &version);
     filler.progress.set_landed(0, 1 << 20);
-    generation.keep(&filler.file, &filler.progress.extents()).unwrap();
+    generation.keep(&filler.file, &filler.progress.extents(), File::sync_data).unwrap();
     drop((filler, locks));
     replace_by_copy(&part);
     assert!(generation.open_growing().unwrap().is_none(), "the map of another part");
@@ -200,9 +200,9 @@ fn who_puts_a_growing_body_aside_ends_those_who_fill_it() {
     assert!(old.progress.is_given_up());
     let (new, _locks) = join(&generation, &version);
     // What the old filler leaves behind is nothing of the new body's.
-    generation.keep(&old.file, &old.progress.extents()).unwrap();
+    generation.keep(&old.file, &old.progress.extents(), File::sync_data).unwrap();
     generation.fail(&old.file, &crate::failure::Kind::Down.says("no")).unwrap();
-    generation.publish(&old.file).unwrap();
+    generation.publish(&old.file, File::sync_data).unwrap();
     drop((old, locks));
     for kind in ["extents", "error", "body"] {
         assert!(!generation_file(&object, &generation, kind).exists(), "{kind}");

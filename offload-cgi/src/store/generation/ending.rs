@@ -26,6 +26,24 @@ const KINDS: [&str; 11] = [
     "lock",
 ];
 
+/// What is asked to write a file's bytes to the disk: `File::sync_data`, except in tests.
+pub(crate) type Flush = fn(&File) -> io::Result<()>;
+
+/// Why a body is not kept.
+#[derive(Debug)]
+pub(crate) enum Unkept {
+    /// The disk has lost bytes of it.
+    Lost(io::Error),
+    /// It is as it was before.
+    Other(io::Error),
+}
+
+impl From<io::Error> for Unkept {
+    fn from(error: io::Error) -> Self {
+        Self::Other(error)
+    }
+}
+
 impl Generation {
     /// Notes why the fill of a growing body failed, if it still is the one that grows here. Without fsync:
     /// it is for those who wait now.
@@ -44,36 +62,56 @@ impl Generation {
     /// Notes for the time after a reboot that `extents` of a growing body are on the disk.
     ///
     /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn keep(&self, part: &File, extents: &Extents) -> io::Result<()> {
-        self.with_set_up(|| {
+    /// `Unkept`.
+    pub(crate) fn keep(&self, part: &File, extents: &Extents, flush: Flush) -> Result<(), Unkept> {
+        flush(part).map_err(Unkept::Lost)?;
+        Ok(self.with_set_up(|| {
             // What is whole by now needs no extents any more, and those of a body that was put aside are not
             // those of its successor.
             if !files::is_there(part, &self.file("part")) {
                 return Ok(());
             }
+            // Without its record a body is worth nothing.
+            files::open(&self.file("meta"))?.sync_all()?;
             let text = extents.print(self.extents_of(&part.metadata()?));
             files::write(&self.file("extents"), text.as_bytes())
-        })
+        })?)
     }
 
     /// Makes a growing body, all of which is there, the one that everybody is served from.
     ///
     /// # Errors
-    /// When the disk does not take it.
-    pub(crate) fn publish(&self, part: &File) -> io::Result<()> {
-        self.with_set_up(|| {
+    /// `Unkept`.
+    pub(crate) fn publish(&self, part: &File, flush: Flush) -> Result<(), Unkept> {
+        // It may take long, and then nobody is to wait for the set-up meanwhile.
+        flush(part).map_err(Unkept::Lost)?;
+        Ok(self.with_set_up(|| {
             let path = self.file("part");
             if !files::is_there(part, &path) {
                 return Ok(());
             }
-            part.sync_all()?;
             files::open(&self.file("meta"))?.sync_all()?;
             files::rename(&path, &self.file("body"))?;
             for kind in ["extents", "map", "error"] {
                 files::remove(&self.file(kind))?;
             }
             Ok(())
+        })?)
+    }
+
+    /// Ends the belief in a growing body of which the disk has lost bytes, and notes why.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn lose(&self, part: &File, failure: &Failure) -> io::Result<()> {
+        self.with_set_up(|| {
+            if !files::is_there(part, &self.file("part")) {
+                return Ok(());
+            }
+            // Those who wait are told by the map: what they find then is the note.
+            let noted = files::note(&self.file("error"), failure.to_string().as_bytes());
+            self.end_growing()?;
+            noted
         })
     }
 

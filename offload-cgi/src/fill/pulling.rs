@@ -1,0 +1,168 @@
+//! How a filler fetches a stretch: room for it, a GET, and its bytes into the blocks that are its own.
+
+use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
+use std::time::{Instant, SystemTime};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+
+use super::{Filler, of_cache};
+use crate::breaker::Breaker;
+use crate::failure::{Failure, Kind};
+use crate::http::Part;
+use crate::origin::body_failure;
+
+impl Filler<'_> {
+    /// Fetches the stretch whose locks are held. False when it was given up, since nobody wants it.
+    pub(super) fn pull(&mut self) -> Result<bool, Failure> {
+        let Some(part) = self.narrow() else { return Ok(true) };
+        let begun = Instant::now();
+        self.reserve(part)?;
+        // A base that is down is left in peace by fills as well, however many files have readers who wait.
+        let breaker = Breaker::of(self.store, &self.options.base.to_string());
+        breaker.allow(SystemTime::now())?;
+        let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
+        breaker.close();
+        if let Some(why) = incoming.representation.unstorable {
+            // Its own headers rule, whatever HEAD has said.
+            return Err(Kind::Unstorable.says(format!("the base sends it as {}", why.detail())));
+        }
+        self.generation.describe(&incoming.representation).map_err(of_cache)?;
+        let mut offset = incoming.first;
+        // A base that knows no ranges sends everything: then everything that is missing is taken.
+        let end = if offset == part.first { part.end() } else { self.blocks.length() };
+        let mut buffer = vec![0; 1 << 20];
+        let mut asked = offset;
+        while offset < end {
+            let count = match incoming.read(&mut buffer) {
+                Ok(0) => {
+                    return Err(Kind::Down.says(format!(
+                        "the base promised the bytes up to {end} and sent those up to {offset}"
+                    )));
+                }
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(body_failure(error)),
+            };
+            if offset.saturating_add(count as u64) >= end {
+                // Before anybody sees the last byte: who needs the next one then would start another filler.
+                self.stretches.took(begun.elapsed());
+                self.next = self.choose()?;
+            }
+            self.store(offset, &buffer[..count], end)?;
+            offset = offset.saturating_add(count as u64);
+            self.growing.progress.announce();
+            if self.growing.progress.is_given_up() {
+                // It was put aside, and its successor waits for these locks.
+                return Ok(false);
+            }
+            if self.strong {
+                self.keeper.checkpoint(&self.growing.progress);
+            }
+            if self.blocks.of_offset(offset) != self.blocks.of_offset(asked) && offset < end {
+                if !self.may_go_on(offset - asked)? {
+                    return Ok(false);
+                }
+                asked = offset;
+            }
+        }
+        Ok(true)
+    }
+
+    /// The bytes to ask for: the first of what is missing in the blocks whose locks are held, as far as one
+    /// request goes. Who took the locks saw what was missing before that; from then on nobody else fills
+    /// them. The locks of the rest are let go.
+    fn narrow(&mut self) -> Option<Part> {
+        let (from, to) = self.mine;
+        let extents = self.growing.progress.extents();
+        let run = extents.missing().into_iter().find(|(first, end)| *first < to && *end > from)?;
+        let (from, to) = if self.strong {
+            let first = run.0.max(from);
+            (first, self.stretches.next(&extents, first, to))
+        } else {
+            (0, self.blocks.count())
+        };
+        self.locks.end_fill(0, from);
+        self.locks.end_fill(to, u64::MAX);
+        self.mine = (from, to);
+        let landed = u64::from(self.growing.progress.landed(from));
+        let first = self.blocks.start(from).saturating_add(landed);
+        let length = self.blocks.start(to).checked_sub(first)?;
+        Some(Part { first, length })
+    }
+
+    /// Writes what has come for `offset` into the blocks that are this filler's, or that it can get.
+    fn store(&mut self, mut offset: u64, mut bytes: &[u8], end: u64) -> Result<(), Failure> {
+        while !bytes.is_empty() && offset < end {
+            let block = self.blocks.of_offset(offset);
+            let start = self.blocks.start(block);
+            let room = self.blocks.start(block + 1) - offset;
+            let count = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let (piece, rest) = bytes.split_at(count);
+            bytes = rest;
+            let landed = u64::from(self.growing.progress.landed(block));
+            let known = start.saturating_add(landed).saturating_sub(offset);
+            let known = usize::try_from(known).unwrap_or(usize::MAX);
+            if let Some(news @ [_, ..]) = piece.get(known..)
+                && self.owns(block)?
+            {
+                let at = offset.saturating_add(known as u64);
+                self.growing.file.write_all_at(news, at).map_err(of_cache)?;
+                let landed = at - start + news.len() as u64;
+                self.growing.progress.set_landed(block, u32::try_from(landed).unwrap_or(0));
+            }
+            offset = offset.saturating_add(count as u64);
+        }
+        Ok(())
+    }
+
+    fn owns(&mut self, block: u64) -> Result<bool, Failure> {
+        if (self.mine.0..self.mine.1).contains(&block) || self.extra == Some(block) {
+            return Ok(true);
+        }
+        if !self.locks.fill(block, block + 1).map_err(of_cache)? {
+            return Ok(false);
+        }
+        self.extra = Some(block);
+        Ok(true)
+    }
+
+    /// Takes the disk space now.
+    fn reserve(&self, part: Part) -> Result<(), Failure> {
+        let take = || match self.allocate(FallocateFlags::FALLOC_FL_KEEP_SIZE, part) {
+            // Not every file system can; then the writes will tell.
+            Err(Errno::ENOSPC) => Err(Errno::ENOSPC.into()),
+            _ => Ok(()),
+        };
+        let object = self.generation.object();
+        if self.store.reserve(object, part.length, take).map_err(of_cache)? {
+            return Ok(());
+        }
+        Err(Kind::NoRoom.says(format!(
+            "there is no room for {} bytes in the cache (OFFLOAD_CACHE_MAX, OFFLOAD_KEEP_FREE)",
+            part.length
+        )))
+    }
+
+    fn allocate(&self, how: FallocateFlags, part: Part) -> nix::Result<()> {
+        match (i64::try_from(part.first), i64::try_from(part.length)) {
+            (Ok(first), Ok(length @ 1..)) => fallocate(&self.growing.file, how, first, length),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gives back the disk space that was taken and not used.
+    pub(super) fn give_back(&self) {
+        let (from, to) = self.mine;
+        for block in from..to {
+            let start = self
+                .blocks
+                .start(block)
+                .saturating_add(u64::from(self.growing.progress.landed(block)));
+            let length = self.blocks.start(block + 1).saturating_sub(start);
+            let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            let _ = self.allocate(how, Part { first: start, length });
+        }
+    }
+}
