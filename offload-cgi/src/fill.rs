@@ -95,6 +95,7 @@ pub(crate) fn run(words: &[OsString], options: &Options) -> Result<(), String> {
             locks,
             mine: (order.from, order.to),
             extra: None,
+            cramped: false,
             next: None,
             stretches: Stretches::default(),
             unwatched: 0,
@@ -121,6 +122,8 @@ struct Filler<'a> {
     /// The blocks whose locks are held, and one more, when the base sends more than it was asked for.
     mine: (u64, u64),
     extra: Option<u64>,
+    /// Whether there is no room for more than what was asked for.
+    cramped: bool,
     /// The blocks that are to be fetched next, when their locks are held already.
     next: Option<(u64, u64)>,
     stretches: Stretches,
@@ -141,13 +144,13 @@ impl Filler<'_> {
                 None => self.choose()?,
                 next => next,
             };
-            self.locks.end_fill(self.mine.0, self.mine.1);
-            if let Some(extra) = self.extra.take() {
-                self.locks.end_fill(extra, extra + 1);
-            }
-            self.growing.progress.announce();
+            // The last locks are held until it is published: whoever finds it whole and nobody at work on it
+            // takes that for the work of a filler that died.
             let Some(next) = next else { return Ok(()) };
-            self.mine = next;
+            self.locks.end_fill(0, next.0);
+            self.locks.end_fill(next.1, u64::MAX);
+            (self.mine, self.extra) = (next, None);
+            self.growing.progress.announce();
         }
     }
 

@@ -63,6 +63,7 @@ impl<'a> Source<'a> {
                     locks,
                     past: Past::new(known),
                 };
+                growth.finish();
                 Self { record, file, growth: Some(growth), whole: None }
             }
         })

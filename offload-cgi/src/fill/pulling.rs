@@ -60,6 +60,9 @@ impl Filler<'_> {
             if self.strong {
                 self.keeper.checkpoint(&self.growing.progress);
             }
+            if self.cramped && offset >= part.end() {
+                break;
+            }
             if self.blocks.of_offset(offset) != self.blocks.of_offset(asked) && offset < end {
                 if !self.may_go_on(offset - asked)? {
                     return Ok(false);
@@ -101,31 +104,52 @@ impl Filler<'_> {
             let count = bytes.len().min(usize::try_from(room).unwrap_or(usize::MAX));
             let (piece, rest) = bytes.split_at(count);
             bytes = rest;
-            let landed = u64::from(self.growing.progress.landed(block));
-            let known = start.saturating_add(landed).saturating_sub(offset);
-            let known = usize::try_from(known).unwrap_or(usize::MAX);
-            if let Some(news @ [_, ..]) = piece.get(known..)
-                && self.owns(block)?
-            {
-                let at = offset.saturating_add(known as u64);
-                self.growing.file.write_all_at(news, at).map_err(of_cache)?;
-                let landed = at - start + news.len() as u64;
-                self.growing.progress.set_landed(block, u32::try_from(landed).unwrap_or(0));
+            if self.news(block, offset, piece).is_some() && self.owns(block)? {
+                // Once more: until the lock was had, another filler may have got on with it.
+                if let Some((at, news)) = self.news(block, offset, piece) {
+                    self.growing.file.write_all_at(news, at).map_err(of_cache)?;
+                    let landed = u32::try_from(at - start + news.len() as u64).unwrap_or(0);
+                    self.growing.progress.set_landed(block, landed);
+                }
             }
             offset = offset.saturating_add(count as u64);
         }
         Ok(())
     }
 
+    /// Where the block, which has bytes from its beginning on, goes on in the bytes that have come for
+    /// `offset`, and how. A block that another filler has left behind may go on with what has gone by.
+    fn news<'a>(&self, block: u64, offset: u64, piece: &'a [u8]) -> Option<(u64, &'a [u8])> {
+        let at = self.rest_of(block).first;
+        let known = usize::try_from(at.checked_sub(offset)?).ok()?;
+        let news = piece.get(known..).filter(|news| !news.is_empty())?;
+        Some((at, news))
+    }
+
+    /// Whether the lock of this block is held, or can be had and there is room for the block.
     fn owns(&mut self, block: u64) -> Result<bool, Failure> {
         if (self.mine.0..self.mine.1).contains(&block) || self.extra == Some(block) {
             return Ok(true);
         }
-        if !self.locks.fill(block, block + 1).map_err(of_cache)? {
+        if self.cramped || !self.locks.fill(block, block + 1).map_err(of_cache)? {
             return Ok(false);
         }
-        self.extra = Some(block);
+        if self.reserve(self.rest_of(block)).is_err() {
+            self.cramped = true;
+            self.locks.end_fill(block, block + 1);
+            return Ok(false);
+        }
+        if let Some(before) = self.extra.replace(block) {
+            self.locks.end_fill(before, before + 1);
+        }
         Ok(true)
+    }
+
+    /// What a block lacks.
+    fn rest_of(&self, block: u64) -> Part {
+        let landed = u64::from(self.growing.progress.landed(block));
+        let first = self.blocks.start(block).saturating_add(landed);
+        Part { first, length: self.blocks.start(block + 1).saturating_sub(first) }
     }
 
     /// Takes the disk space now.
@@ -154,15 +178,9 @@ impl Filler<'_> {
 
     /// Gives back the disk space that was taken and not used.
     pub(super) fn give_back(&self) {
-        let (from, to) = self.mine;
-        for block in from..to {
-            let start = self
-                .blocks
-                .start(block)
-                .saturating_add(u64::from(self.growing.progress.landed(block)));
-            let length = self.blocks.start(block + 1).saturating_sub(start);
-            let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            let _ = self.allocate(how, Part { first: start, length });
+        let how = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        for block in (self.mine.0..self.mine.1).chain(self.extra) {
+            let _ = self.allocate(how, self.rest_of(block));
         }
     }
 }

@@ -122,6 +122,28 @@ impl Growth<'_> {
         Ok(Look::Wait)
     }
 
+    /// Has a body published that is whole: the filler that fetched the last bytes has died before it could.
+    /// That can wait, should it not succeed.
+    pub(super) fn finish(&self) {
+        if !self.progress.is_whole() {
+            return;
+        }
+        let count = self.progress.blocks().count();
+        let Ok(locks) = self.generation.locks() else { return };
+        if locks.begin_fill().is_ok_and(|begun| begun)
+            && locks.fill(0, count).is_ok_and(|mine| mine)
+            // A filler that was still at it when the map was opened has published meanwhile.
+            && matches!(self.generation.open_growing(), Ok(Some(_)))
+        {
+            let _ = fill::start(locks, &self.order(0, count), self.options);
+        }
+    }
+
+    fn order(&self, from: u64, to: u64) -> Order {
+        let (path, generation) = (self.path.clone(), self.generation.name().to_owned());
+        Order { path, generation, from, to }
+    }
+
     fn start(&mut self, locks: Locks, from: u64, to: u64) -> Result<(), Failure> {
         if self.past.silent_ends == MOST_SILENT_ENDS {
             // Most likely the cache cannot be written any more, notes included.
@@ -129,13 +151,7 @@ impl Growth<'_> {
         }
         self.past.silent_ends += 1;
         self.past.has_filled = true;
-        let order = Order {
-            path: self.path.clone(),
-            generation: self.generation.name().to_owned(),
-            from,
-            to,
-        };
-        fill::start(locks, &order, self.options).map_err(|error| {
+        fill::start(locks, &self.order(from, to), self.options).map_err(|error| {
             Failure::of_cache("no process can be started to fill the cache", &error)
         })
     }

@@ -33,6 +33,20 @@ fn the_cache_keeps_within_its_maximum() {
 }
 
 #[test]
+fn what_a_base_without_ranges_sends_besides_is_stored_as_far_as_there_is_room() {
+    let (base, body) = (Base::start(), pattern(12 << 20));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.simple = true;
+    base.put("/a", page);
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "4M");
+    let reply = host.get_with("/a", &[("Range", "bytes=10485760-10485769")]);
+    assert!(reply.success && reply.body == body[10_485_760..10_485_770], "{}", reply.log);
+    assert!(taken(&host) <= 4 << 20, "{}", taken(&host));
+    assert!(taken(&host) > 2 << 20, "{}", taken(&host));
+}
+
+#[test]
 fn concurrent_fills_do_not_take_more_than_there_is_together() {
     let base = Base::start();
     let mut host = Host::new(&base);

@@ -2,12 +2,16 @@
 //! that lose bytes.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+use sha2::{Digest as _, Sha256};
+
 use super::base::{Base, Page};
-use super::host::Host;
+use super::host::{Host, kill};
 use super::pattern;
 
 /// A file beside the `.current` of the only object of a cache.
@@ -77,4 +81,53 @@ fn what_is_put_aside_during_a_fill_ends_that_fill_and_its_readers_go_on() {
     host.files("map").iter().for_each(|map| fs::remove_file(map).unwrap());
     assert!(host.get("/a").body == body);
     assert_eq!(host.files("body").len(), 1);
+}
+
+#[test]
+fn what_is_whole_and_was_not_published_is_published_without_a_byte_from_the_base() {
+    let (base, body) = (Base::start(), pattern(3 << 20));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let host = Host::new(&base);
+    host.get("/a");
+    // As a power cut between the last checkpoint and the renaming leaves it.
+    let published = host.files("body").remove(0);
+    let part = published.with_extension("part");
+    fs::rename(&published, &part).unwrap();
+    let name = part.file_stem().unwrap().to_str().unwrap().to_owned();
+    let generation = name.split('-').next_back().unwrap();
+    let inode = fs::metadata(&part).unwrap().ino();
+    let text = format!(
+        "offload-extents 2\ngeneration {generation}\nfile {inode}\nlength {}\nrun 0 3 1048576\n",
+        body.len()
+    );
+    let sum: String = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+    fs::write(part.with_extension("extents"), format!("{text}sum {sum}\n")).unwrap();
+    let reply = host.get("/a");
+    assert!(reply.success && reply.body == body, "{}", reply.log);
+    assert_eq!((host.files("body").len(), host.files("part").len()), (1, 0));
+    assert_eq!(base.count("GET"), 1);
+}
+
+#[test]
+fn a_block_that_a_dead_filler_has_left_gets_no_hole_from_another() {
+    let (base, body) = (Base::start(), pattern(6 << 20));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.simple = true;
+    page.pause_at = Some(300_000);
+    base.put("/a", page.clone());
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_FRESH", "60s");
+    let first = host.ask("GET", "/a", &[("Range", "bytes=0-9")]);
+    assert_eq!(first.end().body, body[..10]);
+    let dying = host.fillers();
+    // Another one is at byte 500,000 of everything when that one dies.
+    page.pause_at = Some(500_000);
+    base.put("/a", page);
+    let second = host.ask("GET", "/a", &[("Range", "bytes=5242880-5242889")]);
+    base.wait_for("GET", 2);
+    thread::sleep(Duration::from_millis(300));
+    dying.into_iter().for_each(|filler| kill(filler, Signal::SIGKILL));
+    base.release();
+    assert_eq!(second.end().body, body[5_242_880..5_242_890]);
+    assert!(host.get("/a").body == body, "a hole");
 }
