@@ -36,7 +36,9 @@ use sha2::{Digest as _, Sha256};
 pub(crate) use self::check::Turn;
 pub(crate) use self::extents::{Blocks, Extents};
 pub(crate) use self::files::{note, open_lock, read_text, remove};
-pub(crate) use self::generation::{Flush, Generation, Growing, Joined, Stamp, Unkept, is_name};
+pub(crate) use self::generation::{
+    Flaw, Flush, Generation, Growing, Joined, Stamp, Unkept, is_name,
+};
 pub(crate) use self::locks::Locks;
 pub(crate) use self::progress::Progress;
 use crate::log;
@@ -170,6 +172,10 @@ impl Object {
         let file = files::open(&path).ok()?;
         let checked = file.metadata().and_then(|found| found.modified()).ok()?;
         let text = files::read(file).unwrap_or_default();
+        if text.is_empty() {
+            // It cannot be read, or a power cut has emptied it: then nothing is known, and nothing is wrong.
+            return None;
+        }
         // Each line break behind it is a check.
         let name = text.strip_suffix('\n').map(|text| text.trim_end_matches('\n'));
         let name = name.filter(|name| is_name(name));

@@ -8,7 +8,7 @@ use offload_core::units::{Bytes, Span};
 use crate::ask::{Asker, Known};
 use crate::options::Options;
 use crate::origin::Origin;
-use crate::store::{Object, Store, Unusable};
+use crate::store::{Flaw, Object, Store, Unusable};
 
 /// Which tool.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -97,18 +97,26 @@ impl Job<'_> {
         let mut sound = true;
         for name in generations {
             let generation = object.generation(name);
-            let damage = match generation.open_whole() {
+            let flaw = match generation.open_whole() {
                 Ok(None) => generation.record().err(),
-                Err(damage) => Some(damage),
+                Err(flaw) => Some(flaw),
                 Ok(Some(mut whole)) => {
                     let read = io::copy(&mut whole.file, &mut io::sink());
-                    read.err().map(|error| format!("{}: {error}", object.source()))
+                    let damage = |error| Flaw::Damaged(format!("{}: {error}", object.source()));
+                    read.err().map(damage)
                 }
             };
-            if let Some(damage) = damage {
-                sound = false;
-                writeln!(io::stdout(), "{damage}")?;
-                generation.discard(&damage)?;
+            match flaw {
+                None => {}
+                Some(Flaw::Damaged(damage)) => {
+                    sound = false;
+                    writeln!(io::stdout(), "{damage}")?;
+                    generation.discard(&damage)?;
+                }
+                Some(Flaw::Unreadable(error)) => {
+                    sound = false;
+                    writeln!(io::stdout(), "{} cannot be read: {error}", object.source())?;
+                }
             }
         }
         Ok(sound)

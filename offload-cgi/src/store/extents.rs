@@ -9,6 +9,8 @@ use crate::representation::hex;
 const SHIFT: u32 = 20;
 /// At most so many blocks: a larger body has larger ones.
 const MOST_BLOCKS: u64 = 1 << 20;
+/// The longest text that `Extents::print` writes, roughly: a line for each block, each with large numbers.
+pub(super) const LONGEST_EXTENTS: u64 = MOST_BLOCKS * 32;
 const FIRST_LINE: &str = "offload-extents 2";
 
 /// How a body is cut into blocks.

@@ -36,13 +36,18 @@ pub(super) fn create(path: &Path) -> io::Result<File> {
 }
 
 /// Reads a text file: most are short, and then at once.
-pub(super) fn read(mut file: File) -> io::Result<String> {
+pub(super) fn read(file: File) -> io::Result<String> {
+    read_at_most(file, LONGEST)
+}
+
+/// The same, with another longest one.
+pub(super) fn read_at_most(mut file: File, longest: u64) -> io::Result<String> {
     let mut bytes = vec![0; 4 << 10];
     let length = file.read(&mut bytes)?;
     let whole = length < bytes.len();
     bytes.truncate(length);
     if !whole {
-        file.take(LONGEST).read_to_end(&mut bytes)?;
+        file.take(longest).read_to_end(&mut bytes)?;
     }
     String::from_utf8(bytes).map_err(|_| io::ErrorKind::InvalidData.into())
 }

@@ -6,7 +6,7 @@ mod making;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) use self::ending::{Flush, Unkept};
@@ -21,6 +21,21 @@ use crate::representation::Representation;
 pub(crate) struct Generation {
     object: Object,
     name: String,
+}
+
+/// Why something of a generation cannot be used.
+#[derive(Debug)]
+pub(crate) enum Flaw {
+    /// It is damaged, in a sentence.
+    Damaged(String),
+    /// It cannot be opened or read now; most likely it is sound.
+    Unreadable(io::Error),
+}
+
+impl From<io::Error> for Flaw {
+    fn from(error: io::Error) -> Self {
+        Self::Unreadable(error)
+    }
 }
 
 /// A whole body, and what the base said about it.
@@ -76,14 +91,38 @@ impl Generation {
     /// What the base said about it, if that is known.
     ///
     /// # Errors
-    /// What is damaged.
-    pub(crate) fn record(&self) -> Result<Option<Representation>, String> {
-        let path = self.file("meta");
-        let Ok(file) = files::open(&path) else { return Ok(None) };
-        let text = files::read(file).map_err(|error| format!("'{}': {error}", path.display()))?;
-        record::parse(&text, self.object.source(), &self.name)
-            .map(Some)
-            .map_err(|error| format!("'{}' is damaged: {error}", path.display()))
+    /// `Flaw`.
+    pub(crate) fn record(&self) -> Result<Option<Representation>, Flaw> {
+        let Some(file) = self.open_if_there("meta", files::open)? else { return Ok(None) };
+        let text = match files::read(file) {
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error.into()),
+            text => text.unwrap_or_else(|_| "no text".to_owned()),
+        };
+        if text.is_empty() {
+            // A power cut has taken what it said: it can be said again, and what is beside it is sound.
+            return Ok(None);
+        }
+        record::parse(&text, self.object.source(), &self.name).map(Some).map_err(|error| {
+            Flaw::Damaged(format!("'{}' is damaged: {error}", self.file("meta").display()))
+        })
+    }
+
+    /// Opens one of its files. Only one that is not there is none: that there are too many open files, or that
+    /// the disk fails, must not have everything fetched again.
+    fn open_if_there(
+        &self,
+        kind: &str,
+        open: fn(&Path) -> io::Result<File>,
+    ) -> Result<Option<File>, Flaw> {
+        let path = self.file(kind);
+        match open(&path) {
+            Ok(file) => Ok(Some(file)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ELOOP) => {
+                Err(Flaw::Damaged(format!("'{}' is a link", path.display())))
+            }
+            Err(error) => Err(Flaw::Unreadable(error)),
+        }
     }
 
     /// Which record there is now, if one.
@@ -108,34 +147,33 @@ impl Generation {
     /// Opens the whole body, if there is one, so that it is not taken while it is open.
     ///
     /// # Errors
-    /// What is damaged. It is for who sets the generation up to put it aside.
-    pub(crate) fn open_whole(&self) -> Result<Option<Whole>, String> {
-        let Some(file) = self.open_body() else { return Ok(None) };
+    /// `Flaw`. What is damaged is for who sets the generation up to put aside.
+    pub(crate) fn open_whole(&self) -> Result<Option<Whole>, Flaw> {
+        let Some(file) = self.open_body()? else { return Ok(None) };
         let Some(record) = self.record()? else { return Ok(None) };
-        let size = file.metadata().map_or(0, |found| found.len());
+        let size = file.metadata()?.len();
         if size != record.length {
-            let path = self.file("body");
-            return Err(format!(
-                "'{}' has {size} bytes instead of {}",
-                path.display(),
-                record.length
-            ));
+            let (path, length) = (self.file("body"), record.length);
+            let damage = format!("'{}' has {size} bytes instead of {length}", path.display());
+            return Err(Flaw::Damaged(damage));
         }
         Ok(Some(Whole { file, record }))
     }
 
     /// Opens the whole body, if there is one that is sound, of which the record was read just now.
     pub(crate) fn open_whole_of(&self, record: Representation) -> Option<Whole> {
-        let file = self.open_body()?;
+        let file = self.open_body().ok()??;
         let sound = file.metadata().is_ok_and(|found| found.len() == record.length);
         sound.then_some(Whole { file, record })
     }
 
-    fn open_body(&self) -> Option<File> {
-        let file = files::open(&self.file("body")).ok()?;
-        // Who removes it has it to himself for a moment; it can be read to its end all the same.
-        let _ = fs2::FileExt::try_lock_shared(&file);
-        Some(file)
+    fn open_body(&self) -> Result<Option<File>, Flaw> {
+        let file = self.open_if_there("body", files::open)?;
+        if let Some(file) = &file {
+            // Who removes it has it to himself for a moment; it can be read to its end all the same.
+            let _ = fs2::FileExt::try_lock_shared(file);
+        }
+        Ok(file)
     }
 
     /// Opens the body that grows, if there is one that can be gone on with.
@@ -143,9 +181,13 @@ impl Generation {
     /// # Errors
     /// When the disk fails.
     pub(crate) fn open_growing(&self) -> io::Result<Option<Growing>> {
-        let Ok(file) = files::open_to_write(&self.file("part")) else { return Ok(None) };
-        let Ok(Some(record)) = self.record() else { return Ok(None) };
-        let Ok(map) = files::open_to_write(&self.file("map")) else { return Ok(None) };
+        let Some(file) = sound(self.open_if_there("part", files::open_to_write))? else {
+            return Ok(None);
+        };
+        let Some(record) = sound(self.record())? else { return Ok(None) };
+        let Some(map) = sound(self.open_if_there("map", files::open_to_write))? else {
+            return Ok(None);
+        };
         let found = file.metadata()?;
         if found.len() != record.length {
             return Ok(None);
@@ -166,7 +208,7 @@ impl Generation {
     /// When the disk does not take it.
     pub(crate) fn describe(&self, found: &Representation) -> io::Result<()> {
         let mut wanted = Representation { age: Duration::ZERO, ..found.clone() };
-        if let Ok(Some(known)) = self.record() {
+        if let Some(known) = sound(self.record())? {
             // The date that makes Last-Modified strong is that of the first answer.
             wanted.validators.answered = known.validators.answered;
             if known == wanted {
@@ -175,16 +217,22 @@ impl Generation {
         }
         self.object.prepare()?;
         self.with_set_up(|| {
-            if let Err(damage) = self.record() {
+            match self.record() {
+                Ok(_) => {}
                 // It may be another file's, and then the body beside it is so too.
-                self.put_aside(&damage);
+                Err(Flaw::Damaged(damage)) => self.put_aside(&damage),
+                Err(Flaw::Unreadable(error)) => return Err(error),
             }
             self.write_record(&wanted)
         })
     }
 
+    /// Writes the record: to stay, where bytes beside it stay that would be worth nothing without it.
     fn write_record(&self, found: &Representation) -> io::Result<()> {
         let text = record::print(self.object.source(), found);
+        if self.file("body").try_exists()? || self.file("extents").try_exists()? {
+            return files::write(&self.file("meta"), text.as_bytes());
+        }
         files::note(&self.file("meta"), text.as_bytes())
     }
 
@@ -221,6 +269,15 @@ impl Generation {
 
     fn file(&self, kind: &str) -> PathBuf {
         self.object.folder().join(format!("{}-{}.{kind}", self.object.key, self.name))
+    }
+}
+
+/// What is not damaged; what is counts as not there.
+fn sound<T>(found: Result<Option<T>, Flaw>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(found),
+        Err(Flaw::Damaged(_)) => Ok(None),
+        Err(Flaw::Unreadable(error)) => Err(error),
     }
 }
 

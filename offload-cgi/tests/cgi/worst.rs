@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
@@ -130,4 +131,50 @@ fn a_block_that_a_dead_filler_has_left_gets_no_hole_from_another() {
     base.release();
     assert_eq!(second.end().body, body[5_242_880..5_242_890]);
     assert!(host.get("/a").body == body, "a hole");
+}
+
+#[test]
+fn a_record_that_a_power_cut_has_emptied_costs_no_byte() {
+    let (base, body) = (Base::start(), pattern(3 << 20));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let host = Host::new(&base);
+    host.get_with("/a", &[("Range", "bytes=0-9")]);
+    for kind in ["meta", "current"] {
+        fs::write(&host.files(kind)[0], "").unwrap();
+        let reply = host.get_with("/a", &[("Range", "bytes=10-19")]);
+        assert!(reply.body == body[10..20] && reply.log.is_empty(), "{kind}: {}", reply.log);
+    }
+    assert!(host.get("/a").body == body);
+    for kind in ["meta", "current"] {
+        fs::write(&host.files(kind)[0], "").unwrap();
+        let reply = host.get("/a");
+        assert!(reply.body == body && reply.log.is_empty(), "{kind}: {}", reply.log);
+        assert_eq!(reply.cache_status(), "offload; hit");
+    }
+    let ranges: Vec<_> =
+        base.seen().iter().filter_map(|seen| seen.headers.get("range").cloned()).collect();
+    assert_eq!(ranges, ["bytes=0-1048575", "bytes=1048576-3145727"]);
+}
+
+#[test]
+fn what_cannot_be_opened_now_is_not_fetched_again() {
+    let (base, body) = (Base::start(), pattern(3 << 20));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let host = Host::new(&base);
+    host.get("/a");
+    for kind in ["body", "meta"] {
+        let (path, aside) = (host.files(kind).remove(0), host.folder.path().join(kind));
+        let socket = host.folder.path().join("socket");
+        let _socket = UnixListener::bind(&socket).unwrap();
+        fs::rename(&path, &aside).unwrap();
+        // It is there, and cannot be opened, as with too many open files.
+        fs::rename(&socket, &path).unwrap();
+        let reply = host.get("/a");
+        assert!(reply.success && reply.body == body, "{kind}: {}", reply.log);
+        assert_eq!(reply.cache_status(), "offload; fwd=miss; detail=no-room", "{kind}");
+        assert!(host.files("part").is_empty(), "{kind}");
+        fs::rename(&aside, &path).unwrap();
+        assert_eq!(host.get("/a").cache_status(), "offload; hit", "{kind}");
+    }
+    assert_eq!(base.count("GET"), 3);
 }

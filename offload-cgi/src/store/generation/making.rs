@@ -6,11 +6,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::thread;
 use std::time::Duration;
 
-use super::{Generation, Growing, Joined, Whole};
+use super::{Flaw, Generation, Growing, Joined, Whole, sound};
 use crate::http::Part;
 use crate::log;
 use crate::representation::Representation;
-use crate::store::extents::{Blocks, Extents, ExtentsOf};
+use crate::store::extents::{Blocks, Extents, ExtentsOf, LONGEST_EXTENTS};
 use crate::store::files;
 use crate::store::locks::Locks;
 use crate::store::progress::Progress;
@@ -54,36 +54,34 @@ impl Generation {
             return Ok(Some(Looked::Growing(growing)));
         }
         // What is damaged is put aside by who sets up.
-        Ok(self.open_whole().ok().flatten().map(Looked::Whole))
+        Ok(sound(self.open_whole())?.map(Looked::Whole))
     }
 
     /// Makes what is missing, or damaged. The caller sets up.
     fn make(&self, found: &Representation) -> io::Result<()> {
-        match self.open_whole() {
-            Ok(Some(_)) => return Ok(()),
-            Ok(None) => {}
-            Err(damage) => self.put_aside(&damage),
-        }
-        if self.open_growing()?.is_some() {
-            return Ok(());
-        }
         match self.record() {
             Ok(Some(_)) => {}
             Ok(None) => self.write_record(found)?,
-            Err(damage) => {
-                self.put_aside(&damage);
-                self.write_record(found)?;
-            }
+            Err(flaw) => self.begin_anew(flaw, found)?,
+        }
+        match self.open_whole() {
+            Ok(Some(_)) => return Ok(()),
+            Ok(None) => {}
+            Err(flaw) => self.begin_anew(flaw, found)?,
+        }
+        if self.open_growing()?.is_some() {
+            return Ok(());
         }
         if found.length == 0 {
             return files::create(&self.file("body")).map(drop);
         }
         let path = self.file("part");
-        let known = files::open(&path).and_then(|part| part.metadata()).ok();
+        let known = sound(self.open_if_there("part", files::open))?;
+        let known = known.map(|part| part.metadata()).transpose()?;
         let known = known.filter(|part| part.len() == found.length);
         let (part, extents) = match known {
             Some(part) if !self.is_given_up(&part)? => {
-                let extents = self.durable(&part);
+                let extents = self.durable(&part)?;
                 (part, extents)
             }
             _ => {
@@ -100,26 +98,42 @@ impl Generation {
         files::note(&self.file("map"), &map)
     }
 
+    /// Puts aside what is damaged, and describes the generation anew.
+    fn begin_anew(&self, flaw: Flaw, found: &Representation) -> io::Result<()> {
+        match flaw {
+            Flaw::Damaged(damage) => self.put_aside(&damage),
+            Flaw::Unreadable(error) => return Err(error),
+        }
+        self.write_record(found)
+    }
+
     /// Whether the body that grows here will not be continued.
     fn is_given_up(&self, part: &Metadata) -> io::Result<bool> {
-        let Ok(map) = files::open_to_write(&self.file("map")) else { return Ok(false) };
+        let Some(map) = sound(self.open_if_there("map", files::open_to_write))? else {
+            return Ok(false);
+        };
         let progress = Progress::open(map, self.identity(part)?)?;
         Ok(progress.is_some_and(|progress| progress.is_given_up()))
     }
 
     /// What of the growing body has survived the last reboot.
-    fn durable(&self, part: &Metadata) -> Extents {
+    fn durable(&self, part: &Metadata) -> io::Result<Extents> {
         let none = Extents::none(part.len());
         let path = self.file("extents");
-        let Ok(file) = files::open(&path) else { return none };
-        let text = files::read(file).unwrap_or_default();
-        Extents::parse(&text, self.extents_of(part)).unwrap_or_else(|error| {
+        let Some(file) = sound(self.open_if_there("extents", files::open))? else {
+            return Ok(none);
+        };
+        let text = match files::read_at_most(file, LONGEST_EXTENTS) {
+            Err(error) if error.kind() != io::ErrorKind::InvalidData => return Err(error),
+            text => text.unwrap_or_default(),
+        };
+        Ok(Extents::parse(&text, self.extents_of(part)).unwrap_or_else(|error| {
             log::line(&format!(
                 "'{}' is damaged: {error}; the file is fetched anew",
                 path.display()
             ));
             none
-        })
+        }))
     }
 
     pub(super) fn extents_of(&self, part: &Metadata) -> ExtentsOf<'_> {
