@@ -168,7 +168,7 @@ impl Filler<'_> {
         let progress = &self.growing.progress;
         let result = result.and_then(|()| {
             // What was given up is not published, and its successor is none of this filler's business.
-            if progress.is_given_up() || !progress.is_whole() {
+            if self.is_spoilt() || !progress.is_whole() {
                 return Ok(());
             }
             self.keeper.publish()

@@ -92,17 +92,7 @@ impl<'a> Source<'a> {
 
     /// Whether all these parts can be read now.
     pub(crate) fn has(&self, parts: &[Part]) -> bool {
-        let Some(growth) = &self.growth else { return true };
-        parts.iter().all(|part| {
-            let mut first = part.first;
-            while first < part.end() {
-                match growth.progress.available(first) {
-                    0 => return false,
-                    count => first += count,
-                }
-            }
-            true
-        })
+        self.growth.as_ref().is_none_or(|growth| growth.has(parts))
     }
 
     /// How often the body has changed: to be asked before `look`, for a wait that follows it.
@@ -119,7 +109,10 @@ impl<'a> Source<'a> {
         let Some(growth) = &mut self.growth else {
             return Ok(Look::Bytes(self.record.length.saturating_sub(offset)));
         };
-        if let Some(look) = growth.there(offset) {
+        let intact = self.file.metadata().is_ok_and(|found| found.len() == self.record.length);
+        if !intact || growth.is_torso(&self.record).map_err(of_cache)? {
+            growth.progress.give_up();
+        } else if let Some(look) = growth.there(offset) {
             return Ok(look);
         }
         if growth.progress.is_given_up() {

@@ -50,13 +50,12 @@ impl Filler<'_> {
                 self.stretches.took(begun.elapsed());
                 self.next = self.choose()?;
             }
+            if self.is_spoilt() {
+                return Ok(false);
+            }
             self.store(offset, &buffer[..count], end)?;
             offset = offset.saturating_add(count as u64);
             self.growing.progress.announce();
-            if self.growing.progress.is_given_up() {
-                // It was put aside, and its successor waits for these locks.
-                return Ok(false);
-            }
             if self.strong {
                 self.keeper.checkpoint(&self.growing.progress);
             }
@@ -71,6 +70,16 @@ impl Filler<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether the body was given up: it was put aside, and its successor waits for these locks. So is one that
+    /// somebody has shortened, for writing would make it long again, with a hole.
+    pub(super) fn is_spoilt(&self) -> bool {
+        let found = self.growing.file.metadata();
+        if !found.is_ok_and(|found| found.len() == self.blocks.length()) {
+            self.growing.progress.give_up();
+        }
+        self.growing.progress.is_given_up()
     }
 
     /// The bytes to ask for: the first of what is missing in the blocks whose locks are held, as far as one

@@ -1,5 +1,6 @@
 //! How the reader of a growing body sees to it that the body grows, and when it stops to wait for that.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use super::{Look, of_cache};
@@ -60,6 +61,34 @@ impl Past {
 }
 
 impl Growth<'_> {
+    /// Whether all these parts are there.
+    pub(super) fn has(&self, parts: &[Part]) -> bool {
+        parts.iter().all(|part| {
+            let mut first = part.first;
+            while first < part.end() {
+                match self.progress.available(first) {
+                    0 => return false,
+                    count => first += count,
+                }
+            }
+            true
+        })
+    }
+
+    /// Whether this is what a dead filler has left of a body that nobody can go on with: whoever was served
+    /// from it would be cut off at its end.
+    pub(super) fn is_torso(&self, record: &Representation) -> io::Result<bool> {
+        if self.past.begun || record.validators.are_strong() || self.progress.landed(0) == 0 {
+            return Ok(false);
+        }
+        if self.locks.is_filled_by_another(0)? {
+            return Ok(false);
+        }
+        let locks = self.generation.locks()?;
+        let is_idle = locks.begin_fill()? && locks.fill(0, self.progress.blocks().count())?;
+        Ok(is_idle && !self.has(&self.wanted))
+    }
+
     /// How many bytes there are at `offset`, if there are any.
     pub(super) fn there(&mut self, offset: u64) -> Option<Look> {
         let count = self.progress.available(offset);

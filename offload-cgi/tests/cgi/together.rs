@@ -131,6 +131,25 @@ fn a_weak_validator_is_not_gone_on_with() {
 }
 
 #[test]
+fn what_a_dead_filler_left_under_a_weak_validator_is_served_to_nobody() {
+    let (base, body) = (Base::start(), pattern(200_000));
+    let mut page = Page::new("W/\"v1\"", body.clone());
+    page.pause_at = Some(1000);
+    base.put("/a", page.clone());
+    let host = Host::new(&base);
+    let mut reader = host.ask("GET", "/a", &[]);
+    assert_eq!(reader.read_body(1000), body[..1000]);
+    kill_filler(&host);
+    reader.kill();
+    page.pause_at = None;
+    page.body = vec![b'x'; body.len()];
+    base.put("/a", page.clone());
+    let reply = host.get("/a");
+    assert!(reply.success && reply.body == page.body, "{}", reply.log);
+    base.release();
+}
+
+#[test]
 fn a_filler_killed_before_its_first_byte_is_replaced() {
     let (base, body) = (Base::start(), pattern(2000));
     let mut page = Page::new("\"v1\"", body.clone());

@@ -178,3 +178,24 @@ fn what_cannot_be_opened_now_is_not_fetched_again() {
     }
     assert_eq!(base.count("GET"), 3);
 }
+
+#[test]
+fn a_growing_body_that_somebody_shortens_gets_no_hole() {
+    let (base, body) = (Base::start(), pattern(3 << 20));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.pause_at = Some(512 << 10);
+    base.put("/a", page.clone());
+    let host = Host::new(&base);
+    let mut reader = host.ask("GET", "/a", &[]);
+    assert_eq!(reader.read_body(512 << 10), body[..512 << 10]);
+    page.pause_at = None;
+    base.put("/a", page);
+    let part = fs::OpenOptions::new().write(true).open(&host.files("part")[0]).unwrap();
+    part.set_len(0).unwrap();
+    base.release();
+    let (rest, success) = reader.rest();
+    assert!(success && rest == body[512 << 10..], "a hole");
+    host.settle();
+    let reply = host.get("/a");
+    assert!(reply.body == body && reply.cache_status() == "offload; hit", "{}", reply.log);
+}
