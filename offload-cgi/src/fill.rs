@@ -22,7 +22,7 @@ use crate::failure::{Failure, Kind};
 use crate::options::Options;
 use crate::origin::Origin;
 use crate::process;
-use crate::store::{Blocks, Generation, Growing, Locks, Store, Unusable};
+use crate::store::{Blocks, Generation, Growing, Locks, Slots, Store, Unusable};
 
 /// The word that makes this program fill the cache.
 pub(crate) const WORD: &str = "fill";
@@ -36,15 +36,20 @@ pub(crate) struct Order {
     pub(crate) to: u64,
 }
 
-/// Starts the process that fills; it becomes the owner of `locks`.
+/// Starts the process that fills; it becomes the owner of `locks` and of the slot.
 ///
-/// They are its standard input: they belong to the open file, so there is no moment without an owner, and
-/// the kernel frees them when the process ends. Its other streams are closed, for httpd waits until nobody
-/// has a CGI's stderr open.
+/// They are its standard input and output: they belong to the open file, so there is no moment without an
+/// owner, and the kernel frees them when the process ends. Its stderr is closed, for httpd waits until nobody
+/// has a CGI's open.
 ///
 /// # Errors
 /// When no process can be started.
-pub(crate) fn start(locks: Locks, order: &Order, options: &Options) -> io::Result<()> {
+pub(crate) fn start(
+    locks: Locks,
+    slots: Slots,
+    order: &Order,
+    options: &Options,
+) -> io::Result<()> {
     Command::new("/proc/self/exe")
         .arg(WORD)
         .args(order.words())
@@ -52,7 +57,7 @@ pub(crate) fn start(locks: Locks, order: &Order, options: &Options) -> io::Resul
         .envs(options.written.iter().map(|(name, value)| (name, value)))
         .current_dir("/")
         .stdin(Stdio::from(locks.into_file()))
-        .stdout(Stdio::null())
+        .stdout(Stdio::from(slots.into_file()))
         .stderr(Stdio::null())
         .spawn()
         .map(drop)
@@ -70,11 +75,15 @@ pub(crate) fn run(words: &[OsString], options: &Options) -> Result<(), String> {
     let store = Store::open(options).map_err(Unusable::sentence)?;
     let object = store.object(&options.base, &order.path);
     let generation = object.generation(&order.generation);
-    let locks = io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let sentence = |error: io::Error| error.to_string();
+    let locks = io::stdin().as_fd().try_clone_to_owned().map_err(sentence)?;
     let locks = Locks::from_file(File::from(locks));
+    let slots = io::stdout().as_fd().try_clone_to_owned().map_err(sentence)?;
+    let slots = Slots::from_file(File::from(slots));
     // From here on they end with the filler, and not with the process.
-    let nothing = File::open("/dev/null").map_err(|error| error.to_string())?;
-    nix::unistd::dup2_stdin(nothing).map_err(|error| error.to_string())?;
+    let nothing = File::options().read(true).write(true).open("/dev/null").map_err(sentence)?;
+    nix::unistd::dup2_stdin(&nothing).map_err(|error| error.to_string())?;
+    nix::unistd::dup2_stdout(&nothing).map_err(|error| error.to_string())?;
     let growing = match generation.open_growing() {
         Ok(Some(growing)) => growing,
         // It was finished, or given up, before this process came to it.
@@ -93,12 +102,14 @@ pub(crate) fn run(words: &[OsString], options: &Options) -> Result<(), String> {
             strong: growing.record.validators.are_strong(),
             growing,
             locks,
+            slots: Some(slots),
             mine: (order.from, order.to),
             extra: None,
             cramped: false,
             next: None,
             stretches: Stretches::default(),
             unwatched: 0,
+            is_unwatched: false,
             keeper,
         };
         let result = filler.fill();
@@ -119,6 +130,8 @@ struct Filler<'a> {
     blocks: Blocks,
     strong: bool,
     locks: Locks,
+    /// The right to have a connection to the base.
+    slots: Option<Slots>,
     /// The blocks whose locks are held, and one more, when the base sends more than it was asked for.
     mine: (u64, u64),
     extra: Option<u64>,
@@ -129,6 +142,8 @@ struct Filler<'a> {
     stretches: Stretches,
     /// Bytes that nobody wanted any more when they came.
     unwatched: u64,
+    /// Whether this is one of the few that may go on for nobody.
+    is_unwatched: bool,
     keeper: Keeper,
 }
 
@@ -163,6 +178,8 @@ impl Filler<'_> {
 
     /// Publishes what is whole, keeps what is not, and notes what went wrong.
     fn end(&mut self, result: Result<(), Failure>) -> Result<(), Failure> {
+        // To write to the disk may take long, and no connection.
+        self.slots = None;
         self.keeper.settle();
         self.give_back();
         let progress = &self.growing.progress;

@@ -31,6 +31,7 @@ pub(crate) struct Options {
     pub(crate) fresh: Span,
     /// How many bytes a stretch goes on for when nobody wants it any more.
     pub(crate) fill_budget: Bytes,
+    pub(crate) max_fills: u32,
     /// How old the last good check may be when a copy is served while the base is down.
     pub(crate) stale_if_error: Span,
     /// How long to wait without progress.
@@ -123,6 +124,7 @@ struct Draft {
     keep_free: Option<Share>,
     fresh: Option<Span>,
     fill_budget: Option<Bytes>,
+    max_fills: Option<u32>,
     stale_if_error: Option<Span>,
     timeout: Option<Span>,
     ca: Option<PathBuf>,
@@ -138,7 +140,7 @@ struct Setting {
     set: fn(&mut Draft, &OsStr) -> Result<(), String>,
 }
 
-const SETTINGS: [Setting; 17] = [
+const SETTINGS: [Setting; 18] = [
     Setting {
         variable: "OFFLOAD_BASE",
         flag: "base",
@@ -180,6 +182,12 @@ const SETTINGS: [Setting; 17] = [
         flag: "fill-budget",
         help: "how much is fetched on for clients that have left, if no more than half is there [16M]",
         set: |draft, value| put(&mut draft.fill_budget, Bytes::parse(word(value)?)),
+    },
+    Setting {
+        variable: "OFFLOAD_MAX_FILLS",
+        flag: "max-fills",
+        help: "how many connections to the base may fill the cache at the same time; more wait [256]",
+        set: |draft, value| put(&mut draft.max_fills, number(word(value)?, 1, 1 << 16)),
     },
     Setting {
         variable: "OFFLOAD_STALE_IF_ERROR",
@@ -333,6 +341,7 @@ impl Draft {
             keep_free: self.keep_free.unwrap_or(Share::Percent(5)),
             fresh: self.fresh.unwrap_or(Span::seconds(1)),
             fill_budget: self.fill_budget.unwrap_or(Bytes::new(16 << 20)),
+            max_fills: self.max_fills.unwrap_or(256),
             stale_if_error: self.stale_if_error.unwrap_or(Span::seconds(86_400)),
             timeout: self.timeout.unwrap_or(Span::seconds(45)),
             ca: self.ca,
@@ -460,6 +469,7 @@ mod tests {
             ("OFFLOAD_FRESH", "soon", "ms, s, m"),
             ("OFFLOAD_CACHE_MAX", "101%", "0% to 100%"),
             ("OFFLOAD_FILL_BUDGET", "much", "K, M, G or T"),
+            ("OFFLOAD_MAX_FILLS", "0", "1 to"),
         ] {
             let error = read(&[(name, value)], &[]).unwrap_err();
             assert!(

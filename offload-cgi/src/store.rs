@@ -23,6 +23,7 @@ mod generation;
 mod locks;
 mod progress;
 mod record;
+mod slots;
 mod space;
 
 use std::fs::{self, DirBuilder, File};
@@ -41,6 +42,7 @@ pub(crate) use self::generation::{
 };
 pub(crate) use self::locks::Locks;
 pub(crate) use self::progress::Progress;
+pub(crate) use self::slots::Slots;
 use crate::log;
 use crate::options::{Base, Options, Share};
 use crate::representation::hex;
@@ -267,6 +269,15 @@ impl Object {
     pub(crate) fn turn(&self) -> io::Result<Turn> {
         self.prepare()?;
         Turn::wait(self.file("check"))
+    }
+
+    /// The slots for fills of a base, in the cache that this object is in; holds none of them yet.
+    ///
+    /// # Errors
+    /// When the file cannot be had.
+    pub(crate) fn slots(&self, base: &Base) -> io::Result<Slots> {
+        let root = self.quarantine.parent().unwrap_or(&self.quarantine);
+        Slots::open(root, &base.to_string())
     }
 
     /// Serialises the writers of `.current`.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt as _;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -12,6 +12,9 @@ use crate::breaker::Breaker;
 use crate::failure::{Failure, Kind};
 use crate::http::Part;
 use crate::origin::body_failure;
+
+/// After such a time it is asked again whether somebody wants the bytes, though a block is not full yet.
+const MOMENT: Duration = Duration::from_secs(1);
 
 impl Filler<'_> {
     /// Fetches the stretch whose locks are held. False when it was given up, since nobody wants it.
@@ -33,7 +36,7 @@ impl Filler<'_> {
         // A base that knows no ranges sends everything: then everything that is missing is taken.
         let end = if offset == part.first { part.end() } else { self.blocks.length() };
         let mut buffer = vec![0; 1 << 20];
-        let mut asked = offset;
+        let (mut asked, mut looked) = (offset, Instant::now());
         while offset < end {
             let count = match incoming.read(&mut buffer) {
                 Ok(0) => {
@@ -62,11 +65,12 @@ impl Filler<'_> {
             if self.cramped && offset >= part.end() {
                 break;
             }
-            if self.blocks.of_offset(offset) != self.blocks.of_offset(asked) && offset < end {
+            let is_next = self.blocks.of_offset(offset) != self.blocks.of_offset(asked);
+            if offset < end && (is_next || looked.elapsed() > MOMENT) {
                 if !self.may_go_on(offset - asked)? {
                     return Ok(false);
                 }
-                asked = offset;
+                (asked, looked) = (offset, Instant::now());
             }
         }
         Ok(true)

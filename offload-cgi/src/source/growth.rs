@@ -10,7 +10,7 @@ use crate::http::Part;
 use crate::log;
 use crate::options::Options;
 use crate::representation::Representation;
-use crate::store::{Generation, Locks, Progress, Stamp};
+use crate::store::{Generation, Locks, Progress, Slots, Stamp};
 
 /// How often fills may end without a word and without a byte before a reader gives up.
 const MOST_SILENT_ENDS: u32 = 3;
@@ -49,8 +49,18 @@ pub(super) struct Past {
     failures: u32,
     silent_ends: u32,
     not_before: Option<Instant>,
+    /// The stretch that is to be filled when there is a slot for it.
+    queued: Option<Queued>,
     /// Since when nothing has come while the client waited, and how often bytes had come by then.
     waiting: Option<(Instant, u32)>,
+}
+
+/// A stretch whose locks are held, so that the other readers wait, and the wait for a slot.
+struct Queued {
+    locks: Locks,
+    slots: Slots,
+    from: u64,
+    to: u64,
 }
 
 impl Past {
@@ -96,12 +106,17 @@ impl Growth<'_> {
             return None;
         }
         let Past { known, begun, has_filled, .. } = self.past;
+        // What was queued is not any more: somebody else has fetched it.
         self.past = Past { begun, has_filled, ..Past::new(known) };
         Some(Look::Bytes(count))
     }
 
     /// Sees to it that somebody fetches the byte at `offset`.
     pub(super) fn see_to(&mut self, offset: u64, record: &Representation) -> Result<Look, Failure> {
+        if let Some(queued) = self.past.queued.take() {
+            self.queue(queued)?;
+            return Ok(Look::Wait);
+        }
         let block = self.progress.blocks().of_offset(offset);
         if self.locks.is_filled_by_another(block).map_err(of_cache)? {
             return Ok(Look::Wait);
@@ -147,8 +162,18 @@ impl Growth<'_> {
         if self.progress.is_given_up() || failure.is_some() && failure != self.past.known {
             return Ok(Look::Wait);
         }
-        self.start(locks, from, to)?;
+        let slots = self.generation.object().slots(&self.options.base).map_err(of_cache)?;
+        self.queue(Queued { locks, slots, from, to })?;
         Ok(Look::Wait)
+    }
+
+    /// Starts a fill as soon as there is a slot for it.
+    fn queue(&mut self, queued: Queued) -> Result<(), Failure> {
+        if !queued.slots.take(self.options.max_fills).map_err(of_cache)? {
+            self.past.queued = Some(queued);
+            return Ok(());
+        }
+        self.start(queued)
     }
 
     /// Has a body published that is whole: the filler that fetched the last bytes has died before it could.
@@ -164,7 +189,10 @@ impl Growth<'_> {
             // A filler that was still at it when the map was opened has published meanwhile.
             && matches!(self.generation.open_growing(), Ok(Some(_)))
         {
-            let _ = fill::start(locks, &self.order(0, count), self.options);
+            // It needs no slot, for it asks the base for nothing.
+            if let Ok(slots) = self.generation.object().slots(&self.options.base) {
+                let _ = fill::start(locks, slots, &self.order(0, count), self.options);
+            }
         }
     }
 
@@ -173,14 +201,15 @@ impl Growth<'_> {
         Order { path, generation, from, to }
     }
 
-    fn start(&mut self, locks: Locks, from: u64, to: u64) -> Result<(), Failure> {
+    fn start(&mut self, queued: Queued) -> Result<(), Failure> {
         if self.past.silent_ends == MOST_SILENT_ENDS {
             // Most likely the cache cannot be written any more, notes included.
             return Err(Kind::NoRoom.says("the process that fills the cache ended again and again"));
         }
         self.past.silent_ends += 1;
         self.past.has_filled = true;
-        fill::start(locks, &self.order(from, to), self.options).map_err(|error| {
+        let Queued { locks, slots, from, to } = queued;
+        fill::start(locks, slots, &self.order(from, to), self.options).map_err(|error| {
             Failure::of_cache("no process can be started to fill the cache", &error)
         })
     }

@@ -149,7 +149,7 @@ impl Locks {
         self.holder(WANT, from, to)
     }
 
-    fn take(&self, kind: libc::c_int, start: i64, length: i64) -> io::Result<bool> {
+    pub(super) fn take(&self, kind: libc::c_int, start: i64, length: i64) -> io::Result<bool> {
         match fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock(kind, start, length))) {
             Ok(_) => Ok(true),
             Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
@@ -157,8 +157,15 @@ impl Locks {
         }
     }
 
-    fn give_back(&self, start: i64, length: i64) {
+    pub(super) fn give_back(&self, start: i64, length: i64) {
         let _ = fcntl(&self.0, FcntlArg::F_OFD_SETLK(&lock(libc::F_UNLCK, start, length)));
+    }
+
+    /// Whether somebody else holds this byte.
+    pub(super) fn is_held_by_another(&self, place: i64) -> io::Result<bool> {
+        let mut asked = lock(libc::F_WRLCK, place, 1);
+        fcntl(&self.0, FcntlArg::F_OFD_GETLK(&mut asked))?;
+        Ok(i32::from(asked.l_type) != libc::F_UNLCK)
     }
 
     /// The part of `from..to` that some other holder has.

@@ -13,6 +13,7 @@ mod local;
 mod patience;
 mod serving;
 mod settings;
+mod slots;
 mod soak;
 mod space;
 mod stretches;
