@@ -16,6 +16,40 @@ use crate::origin::body_failure;
 /// After such a time it is asked again whether somebody wants the bytes, though a block is not full yet.
 const MOMENT: Duration = Duration::from_secs(1);
 
+/// What a base must send within OFFLOAD_TIMEOUT. One that sends a byte now and then makes no time-out of a
+/// read, and another connection may be faster.
+const LEAST: u64 = 4 << 10;
+
+/// How fast the bytes of a stretch come.
+struct Pace {
+    patience: Duration,
+    since: Instant,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(patience: Duration) -> Self {
+        Self { patience, since: Instant::now(), bytes: 0 }
+    }
+
+    /// So many bytes have come.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    fn count(&mut self, bytes: usize) -> Result<(), Failure> {
+        self.bytes = self.bytes.saturating_add(bytes as u64);
+        if self.since.elapsed() < self.patience {
+            return Ok(());
+        }
+        if self.bytes < LEAST {
+            let text = format!("the base has sent {} bytes in {:?}", self.bytes, self.patience);
+            return Err(Kind::TimedOut.says(text));
+        }
+        *self = Self::new(self.patience);
+        Ok(())
+    }
+}
+
 impl Filler<'_> {
     /// Fetches the stretch whose locks are held. False when it was given up, since nobody wants it.
     pub(super) fn pull(&mut self) -> Result<bool, Failure> {
@@ -36,6 +70,7 @@ impl Filler<'_> {
         // A base that knows no ranges sends everything: then everything that is missing is taken.
         let end = if offset == part.first { part.end() } else { self.blocks.length() };
         let mut buffer = vec![0; 1 << 20];
+        let mut pace = Pace::new(self.options.timeout.duration());
         let (mut asked, mut looked) = (offset, Instant::now());
         while offset < end {
             let count = match incoming.read(&mut buffer) {
@@ -59,6 +94,9 @@ impl Filler<'_> {
             self.store(offset, &buffer[..count], end)?;
             offset = offset.saturating_add(count as u64);
             self.growing.progress.announce();
+            if offset < end {
+                pace.count(count)?;
+            }
             if self.strong {
                 self.keeper.checkpoint(&self.growing.progress);
             }

@@ -20,8 +20,8 @@ pub(crate) struct Page {
     pub(crate) pause_at: Option<usize>,
     /// After so many bytes of a GET's body the base closes the connection.
     pub(crate) break_at: Option<usize>,
-    /// A pause after each 16 KiB of a GET's body.
-    pub(crate) slow: Option<Duration>,
+    /// A pause after each so many bytes of a GET's body.
+    pub(crate) slow: Option<(usize, Duration)>,
     /// Whether the base understands Range and If-Match.
     pub(crate) simple: bool,
     /// Whether it understands Range and If-Range, but not If-Match.
@@ -284,8 +284,10 @@ fn respond(
         }
     }
     let end = page.break_at.map_or(body.len(), |end| end.min(body.len()));
-    let Some(pause) = page.slow else { return stream.write_all(&body[sent..end.max(sent)]) };
-    for piece in body[sent..end.max(sent)].chunks(16 << 10) {
+    let Some((step, pause)) = page.slow else {
+        return stream.write_all(&body[sent..end.max(sent)]);
+    };
+    for piece in body[sent..end.max(sent)].chunks(step) {
         stream.write_all(piece)?;
         thread::sleep(pause);
     }

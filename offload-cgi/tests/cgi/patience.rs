@@ -73,3 +73,18 @@ fn a_client_whose_base_has_gone_for_good_is_cut_when_patience_ends() {
     assert!(rest.is_empty() && !success);
     assert!(base.attempts() <= 16, "{}", base.attempts());
 }
+
+#[test]
+fn a_connection_that_only_trickles_is_given_up_for_another() {
+    let (base, body) = (Base::start(), pattern(200_000));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.slow = Some((10, Duration::from_millis(500)));
+    base.put("/a", page);
+    base.put_after_get("/a", Page::new("\"v1\"", body.clone()));
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_TIMEOUT", "2s");
+    let client = host.ask("GET", "/a", &[]);
+    let (reply, success) = client.rest_within(LIMIT).expect("it waits for ever");
+    assert!(success && reply.ends_with(&body));
+    assert_eq!(base.count("GET"), 2);
+}

@@ -36,7 +36,7 @@ fn more_files_than_there_may_be_fills_wait_for_each_other() {
 fn clients_that_hang_up_at_once_leave_few_fills_behind() {
     let base = Base::start();
     let mut page = Page::new("\"v1\"", pattern(8 << 20));
-    page.slow = Some(Duration::from_millis(200));
+    page.slow = Some((16 << 10, Duration::from_millis(200)));
     let host = Host::new(&base);
     for number in 0..30 {
         let path = format!("/{number}");
