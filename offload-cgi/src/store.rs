@@ -288,7 +288,8 @@ impl Object {
         files::lock(&self.file("lock"))
     }
 
-    /// Removes all generations but one; those that somebody reads or fills stay.
+    /// Removes all generations but one; those that somebody reads or fills stay. A whole one that was replaced
+    /// goes at once: its readers have it open, and nobody else can ask for it.
     fn sweep(&self, keep: Option<&str>) {
         let Ok(entries) = fs::read_dir(&self.folder) else { return };
         let mut names: Vec<String> = entries
@@ -302,7 +303,9 @@ impl Object {
         names.sort();
         names.dedup();
         for name in names {
-            if let Err(error) = self.generation(&name).remove() {
+            let generation = self.generation(&name);
+            let removed = if keep.is_some() { generation.retire() } else { generation.remove() };
+            if let Err(error) = removed {
                 log::line(&format!("an old version of {} stays: {error}", self.source));
             }
         }

@@ -159,14 +159,24 @@ impl Generation {
     /// # Errors
     /// When the disk does not let it go.
     pub(crate) fn remove(&self) -> io::Result<bool> {
+        self.remove_if(|body| fs2::FileExt::try_lock_exclusive(body).is_ok())
+    }
+
+    /// The same, though somebody reads it when it is whole: who has it open reads it to its end.
+    ///
+    /// # Errors
+    /// When the disk does not let it go.
+    pub(crate) fn retire(&self) -> io::Result<bool> {
+        self.remove_if(|_| true)
+    }
+
+    fn remove_if(&self, may_go: impl FnOnce(&File) -> bool) -> io::Result<bool> {
         let locks = self.locks()?;
         if !locks.take_all()? || !locks.is_at(&self.file("lock")) {
             return Ok(false);
         }
         let body = files::open(&self.file("body")).ok();
-        if let Some(body) = &body
-            && fs2::FileExt::try_lock_exclusive(body).is_err()
-        {
+        if body.as_ref().is_some_and(|body| !may_go(body)) {
             return Ok(false);
         }
         for kind in KINDS {
