@@ -22,6 +22,8 @@ pub(crate) struct Page {
     pub(crate) break_at: Option<usize>,
     /// A pause after each so many bytes of a GET's body.
     pub(crate) slow: Option<(usize, Duration)>,
+    /// Whether every GET has other bytes: its number, again and again.
+    pub(crate) numbered: bool,
     /// Whether the base understands Range and If-Match.
     pub(crate) simple: bool,
     /// Whether it understands Range and If-Range, but not If-Match.
@@ -43,6 +45,7 @@ impl Page {
             pause_at: None,
             break_at: None,
             slow: None,
+            numbered: false,
             simple: false,
             no_match: false,
             forgetful: false,
@@ -224,7 +227,12 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         while method == "HEAD" && state.heads_held {
             state = shared.changed.wait(state).unwrap();
         }
-        page.unwrap_or_else(|| Page::status(404, &[]))
+        let gets = state.seen.iter().filter(|seen| seen.method == "GET").count();
+        let mut page = page.unwrap_or_else(|| Page::status(404, &[]));
+        if page.numbered {
+            page.body.fill(u8::try_from(gets % 256).unwrap());
+        }
+        page
     };
     // The client may be gone: that is its affair.
     let _ = respond(&mut stream, &page, &method, &headers, shared);

@@ -9,6 +9,7 @@ mod failing;
 mod fresh;
 mod holes;
 mod host;
+mod kinds;
 mod local;
 mod patience;
 mod serving;
