@@ -38,10 +38,12 @@ impl Turn {
             let file = files::open_lock(&path)?;
             if fs2::FileExt::try_lock_exclusive(&file).is_err() {
                 fs2::FileExt::lock_shared(&file)?;
-                if let Some(text) = told(&file)? {
+                if !files::is_there(&file, &path)
+                    && let Some(text) = told(&file)?
+                {
                     return Ok(Self::Told(text));
                 }
-                // Whoever asked has died over it.
+                // Whoever asked has died over it: a file that is still there was left by the dead.
                 fs2::FileExt::lock_exclusive(&file)?;
             }
             if files::is_there(&file, &path) {
@@ -78,5 +80,66 @@ impl Drop for Check {
         if files::is_there(&self.file, &self.path) {
             let _ = files::remove(&self.path);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn mine(path: &std::path::Path) -> Check {
+        match Turn::wait(path.to_owned()).unwrap() {
+            Turn::Mine(check) => check,
+            Turn::Told(text) => panic!("it was told {text}"),
+        }
+    }
+
+    #[test]
+    fn who_waits_hears_what_was_told_and_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("check");
+        let check = mine(&path);
+        let waiting = thread::spawn({
+            let path = path.clone();
+            move || Turn::wait(path)
+        });
+        thread::sleep(Duration::from_millis(50));
+        check.tell("news");
+        assert!(matches!(waiting.join().unwrap().unwrap(), Turn::Told(text) if text == "news"));
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_the_dead_have_told_is_not_heard() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("check");
+        fs::write(&path, format!("old{END}")).unwrap();
+        // Somebody had the turn, and dies before he asks.
+        let dying = files::open_lock(&path).unwrap();
+        fs2::FileExt::lock_exclusive(&dying).unwrap();
+        let waiting = thread::spawn({
+            let path = path.clone();
+            move || Turn::wait(path)
+        });
+        thread::sleep(Duration::from_millis(50));
+        drop(dying);
+        assert!(matches!(waiting.join().unwrap().unwrap(), Turn::Mine(_)));
+    }
+
+    #[test]
+    fn who_has_told_does_not_remove_the_next_one_s_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("check");
+        let first = mine(&path);
+        fs::remove_file(&path).unwrap();
+        let second = mine(&path);
+        first.tell("news");
+        assert!(path.exists());
+        second.tell("other news");
+        assert!(!path.exists());
     }
 }
