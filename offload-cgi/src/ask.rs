@@ -11,7 +11,7 @@ use crate::log;
 use crate::options::Options;
 use crate::origin::{Answer, Origin, Other};
 use crate::representation::Representation;
-use crate::store::{Object, Store, Turn};
+use crate::store::{Object, Store, Turn, age};
 
 /// What is known of a file now.
 #[derive(Debug)]
@@ -42,9 +42,6 @@ pub(crate) enum Certainty {
     Stale,
 }
 
-/// So far a check may seem to lie ahead: it ended after this request had come.
-const SKEW: Duration = Duration::from_secs(5);
-
 /// Who asks.
 pub(crate) struct Asker<'a> {
     pub(crate) options: &'a Options,
@@ -61,10 +58,8 @@ impl Asker<'_> {
     /// As `ask`.
     pub(crate) fn find(&self, now: SystemTime) -> Result<Known, Failure> {
         if let Some((found, freshness)) = self.recall() {
-            // What was checked in the future was checked before somebody set the clock back.
-            let age = now.duration_since(found.checked).unwrap_or_else(|error| {
-                if error.duration() < SKEW { Duration::ZERO } else { Duration::MAX }
-            });
+            // Of what was checked before somebody set the clock back nobody knows how old it is.
+            let age = age(found.checked, now).unwrap_or(Duration::MAX);
             if age < freshness.lifetime {
                 return Ok(Known::File(Found { certainty: Certainty::Fresh, ..found }));
             }
@@ -150,11 +145,12 @@ impl Asker<'_> {
         log::rarely(self.options.notes(), "check", &text);
     }
 
-    /// What another process has told, if it was asked for after `arrival` or still open then.
+    /// What another process has told, if it was asked for after `arrival` or still open then, and not before
+    /// somebody set the clock back.
     fn hear(&self, text: &str, arrival: SystemTime) -> Option<Result<Known, Failure>> {
         let (moment, rest) = text.split_once('\n')?;
         let told = UNIX_EPOCH.checked_add(Duration::from_micros(moment.parse().ok()?))?;
-        if told < arrival {
+        if told < arrival || age(told, SystemTime::now()).is_none() {
             return None;
         }
         let (word, rest) = rest.split_once('\n').unwrap_or((rest, ""));

@@ -42,7 +42,9 @@ impl Breaker {
         if state.failures < MOST {
             return Ok(());
         }
-        if now < state.until {
+        // A moment that is further away than any pause was noted before somebody set the clock back.
+        let left = state.until.duration_since(now).unwrap_or_default();
+        if !left.is_zero() && left <= LONGEST {
             return Err(Kind::Down.says(format!(
                 "the base has not answered {} times in a row and is not asked for a while",
                 state.failures
@@ -111,6 +113,18 @@ mod tests {
         assert!(breaker.allow(at(3000)).is_err() && breaker.allow(at(3200)).is_ok());
         breaker.close();
         assert!(breaker.allow(at(3201)).is_ok());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_keeps_nobody_from_asking() {
+        let folder = tempfile::tempdir().unwrap();
+        let breaker = Breaker { path: folder.path().join("breaker") };
+        let day = Duration::from_secs(86_400);
+        let now = UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        (0..MOST).for_each(|_| breaker.count(now + day));
+        assert!(breaker.allow(now + day).is_err());
+        assert!(breaker.allow(now).is_ok());
+        assert!(breaker.allow(now).is_err(), "the second does not ask");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::origin::{Answer, Origin, Other};
 use crate::reply::Reply;
 use crate::representation::{DATE, Representation};
 use crate::source::Source;
-use crate::store::{Object, Store};
+use crate::store::{Object, Store, age};
 use crate::{local, log};
 
 /// How often the base may change a file under our hands before the client is sent away.
@@ -257,7 +257,7 @@ impl<'a> Exchange<'a> {
     /// Serves what is cached although the base cannot be asked, if that is allowed.
     fn stale(&self, request: &Request, asker: &Asker<'_>, why: &str) -> Option<Reply<'a>> {
         let (found, freshness) = asker.recall()?;
-        let age = found.checked.elapsed().unwrap_or_default();
+        let age = age(found.checked, SystemTime::now())?;
         if age > freshness.lifetime.saturating_add(freshness.stale_if_error) {
             return None;
         }

@@ -74,9 +74,15 @@ impl Unusable {
     }
 }
 
-/// Whether a check was so much later than another that the clock must have been set back since.
-fn is_from_the_future(known: SystemTime, checked: SystemTime) -> bool {
-    known.duration_since(checked).is_ok_and(|lead| lead > Duration::from_secs(3600))
+/// So far a check may seem to lie ahead of who looks: it ended after he had looked at his clock.
+const SKEW: Duration = Duration::from_secs(5);
+
+/// How old a check is at `now`; `None` when it lies ahead, so that somebody must have set the clock back since.
+pub(crate) fn age(checked: SystemTime, now: SystemTime) -> Option<Duration> {
+    match now.duration_since(checked) {
+        Ok(age) => Some(age),
+        Err(ahead) => (ahead.duration() < SKEW).then_some(Duration::ZERO),
+    }
 }
 
 /// One file of the base, in all its generations.
@@ -197,11 +203,13 @@ impl Object {
     /// # Errors
     /// When the disk does not take it; what was there before is still there.
     pub(crate) fn confirm(&self, generation: &str, checked: SystemTime) -> io::Result<bool> {
+        // What was checked before somebody set the clock back is older than anything.
+        let is_older = |known| known < checked || age(known, SystemTime::now()).is_none();
         if let Some(current) = self.current()
             && current.generation == generation
         {
             // Should another process replace the file meanwhile, this touches the old one: harmless.
-            if current.checked < checked || is_from_the_future(current.checked, checked) {
+            if is_older(current.checked) {
                 let mut file = files::open_to_touch(&self.file("current"))?;
                 if file.metadata()?.len() < MOST_CHECKS {
                     file.write_all(b"\n")?;
@@ -216,7 +224,7 @@ impl Object {
         if let Some(current) = &before
             && current.generation != generation
             && current.checked > checked
-            && !is_from_the_future(current.checked, checked)
+            && !is_older(current.checked)
         {
             return Ok(false);
         }

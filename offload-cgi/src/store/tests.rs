@@ -321,10 +321,24 @@ fn a_check_moves_the_time_forward_and_never_back() {
         assert!(object.confirm(generation.name(), checked).unwrap());
         assert_eq!(object.current().unwrap().checked, expected);
     }
-    // Unless the clock was set back.
-    object.confirm(generation.name(), at(10_000)).unwrap();
-    object.confirm(generation.name(), at(1)).unwrap();
-    assert_eq!(object.current().unwrap().checked, at(1));
+}
+
+#[test]
+fn a_check_from_before_the_clock_was_set_back_is_older_than_any() {
+    let folder = tempfile::tempdir().unwrap();
+    let object = object(folder.path());
+    for ahead in [600, 100_000] {
+        let now = SystemTime::now();
+        let old = publish(&object, "\"1\"", "old", now + Duration::from_secs(ahead));
+        assert_eq!(object.current().unwrap().generation, old.name());
+        let new = publish(&object, "\"2\"", "new", now);
+        let current = object.current().unwrap();
+        assert_eq!((current.generation.as_str(), current.checked), (new.name(), now), "{ahead}");
+        // The same of one version.
+        object.confirm(new.name(), now + Duration::from_secs(ahead)).unwrap();
+        object.confirm(new.name(), now).unwrap();
+        assert_eq!(object.current().unwrap().checked, now, "{ahead}");
+    }
 }
 
 #[test]
