@@ -28,6 +28,7 @@ mod space;
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -260,14 +261,28 @@ impl Object {
     /// # Errors
     /// When the disk does not let it go.
     pub(crate) fn remove(&self) -> io::Result<()> {
-        let path = self.file("current");
-        if !path.try_exists()? {
-            return Ok(());
+        // Most that the base does not have was never here.
+        if self.file("current").try_exists()? {
+            self.clear()?;
         }
-        let _lock = self.lock()?;
-        remove(&path)?;
+        Ok(())
+    }
+
+    /// Removes whatever there is of the object, be it known or not, but for what somebody reads, fills or asks
+    /// about. Returns whether nothing is left.
+    ///
+    /// # Errors
+    /// When the disk does not let it go.
+    pub(crate) fn clear(&self) -> io::Result<bool> {
+        let lock = self.lock()?;
+        remove(&self.file("current"))?;
+        remove(&self.file("current.tmp"))?;
         self.sweep(None);
-        remove(&self.file("lock"))
+        check::remove_left(&self.file("check"))?;
+        remove(&self.file("lock"))?;
+        drop(lock);
+        let mut left = fs::read_dir(&self.folder)?.flatten();
+        Ok(!left.any(|entry| entry.file_name().as_bytes().starts_with(self.key.as_bytes())))
     }
 
     /// Waits for the turn to ask the base about this object.

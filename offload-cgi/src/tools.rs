@@ -125,11 +125,15 @@ impl Job<'_> {
     /// Asks the base about an object, and removes what is not its own any more.
     fn clean(&self, object: &Object) -> io::Result<()> {
         let base = self.options.base.to_string();
-        let Some(path) = object.source().strip_prefix(&base).filter(|path| path.starts_with('/'))
-        else {
-            return Ok(());
+        let path = object.source().strip_prefix(&base).filter(|path| path.starts_with('/'));
+        let Some(current) = object.current() else {
+            // Nobody is served from it any more. What does not say whose it is, is nobody's.
+            return match path {
+                None if !object.source().is_empty() => Ok(()),
+                _ => object.clear().map(drop),
+            };
         };
-        let Some(current) = object.current() else { return object.remove() };
+        let Some(path) = path else { return Ok(()) };
         let age = SystemTime::now().duration_since(current.checked).unwrap_or_default();
         if self.wishes.younger_than.is_some_and(|span| age >= span.duration()) {
             return Ok(());

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::files;
 
@@ -60,6 +60,18 @@ impl Turn {
     }
 }
 
+/// Removes what the dead have left, unless somebody asks just now.
+///
+/// # Errors
+/// When the disk does not let it go.
+pub(super) fn remove_left(path: &Path) -> io::Result<()> {
+    let Ok(file) = files::open(path) else { return Ok(()) };
+    if fs2::FileExt::try_lock_exclusive(&file).is_ok() && files::is_there(&file, path) {
+        files::remove(path)?;
+    }
+    Ok(())
+}
+
 /// What stands in the file, if it was told to its end.
 fn told(mut file: &File) -> io::Result<Option<String>> {
     file.rewind()?;
@@ -91,7 +103,7 @@ mod tests {
 
     use super::*;
 
-    fn mine(path: &std::path::Path) -> Check {
+    fn mine(path: &Path) -> Check {
         match Turn::wait(path.to_owned()).unwrap() {
             Turn::Mine(check) => check,
             Turn::Told(text) => panic!("it was told {text}"),

@@ -9,6 +9,7 @@
 //! What is worth least is found among a few dozen objects of folders drawn by lot: see `worth`. What somebody
 //! reads or fills is never removed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::hash::{BuildHasher as _, RandomState};
 use std::io;
@@ -147,7 +148,8 @@ impl Store {
             && (disk.files() == 0 || disk.files_available() >= inodes))
     }
 
-    /// Removes the object that is worth least of some. False when none can be removed.
+    /// Removes the object that is worth least of some, and what the dead have left beside them. False when
+    /// none can be removed.
     fn remove_least(&self, usage: &Usage) -> io::Result<bool> {
         let mut sample: Vec<(usize, Found)> = Vec::new();
         let folders = self.folders()?;
@@ -156,8 +158,14 @@ impl Store {
         }
         let first = lot(folders.len());
         for &folder in folders.iter().cycle().skip(first).take(folders.len().min(MOST_FOLDERS)) {
-            sample
-                .extend(self.look_through(usage, folder).into_iter().map(|found| (folder, found)));
+            for found in self.look_through(usage, folder) {
+                if found.generations.is_empty() {
+                    // It takes next to nothing: room is not made by it.
+                    let _ = self.object_of_key(&found.key).clear();
+                } else {
+                    sample.push((folder, found));
+                }
+            }
             if sample.len() >= SAMPLE {
                 break;
             }
@@ -180,7 +188,7 @@ impl Store {
             .generations
             .iter()
             .all(|name| Generation::new(object.clone(), name.clone()).remove().unwrap_or(false));
-        removed && object.remove().is_ok()
+        removed && object.clear().unwrap_or(false)
     }
 
     /// The folders that there are.
@@ -235,7 +243,13 @@ impl Found {
     }
 }
 
+/// What is in a folder; files that are not this program's are not seen.
 fn objects_in(folder: &Path) -> Vec<Found> {
+    let digits = folder.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    let is_key = |text: &str| {
+        text.starts_with(digits)
+            && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut found: Vec<Found> = Vec::new();
     let mut names: Vec<(String, PathBuf)> = entries
@@ -246,6 +260,9 @@ fn objects_in(folder: &Path) -> Vec<Found> {
     names.sort();
     for (name, path) in names {
         let Some((key, rest)) = name.split_at_checked(64) else { continue };
+        if !is_key(key) || !rest.starts_with(['.', '-']) {
+            continue;
+        }
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         let generation = rest.strip_prefix('-').and_then(|rest| rest.split('.').next());
         let is_current = rest == ".current";

@@ -139,3 +139,35 @@ fn without_a_cache_folder_everything_is_passed_through() {
     assert_eq!(host.ask("HEAD", "/a", &[]).end().status, 200);
     assert_eq!(host.ask("GET", "/never-was", &[]).end().status, 404);
 }
+
+#[test]
+fn what_the_dead_and_strangers_have_left_keeps_nothing_from_being_stored() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "5M");
+    let body = pattern(1_200_000);
+    let get = |name: &str| {
+        base.put(name, Page::new("\"v1\"", body.clone()));
+        let reply = host.get(name);
+        assert_eq!(reply.cache_status(), "offload; fwd=miss; stored", "{name}: {}", reply.log);
+    };
+    ["/1", "/2", "/3", "/4"].into_iter().for_each(get);
+    // Killed while he asked; killed before he noted what he had heard; somebody else's, some with our names.
+    let current = host.files("current").remove(0);
+    let digits = &current.file_name().unwrap().to_str().unwrap()[..3];
+    let key = |number: u32| format!("{digits}{number:061}");
+    let body_name = host.files("body").remove(0).file_name().unwrap().to_str().unwrap().to_owned();
+    for left in [
+        key(0) + ".check",
+        key(1) + ".lock",
+        key(2) + ".current.tmp",
+        "x".repeat(70),
+        format!("{}-{}.other", key(3), &body_name[65..97]),
+    ] {
+        fs::write(current.with_file_name(left), "").unwrap();
+    }
+    ["/5", "/6", "/7", "/8", "/9"].into_iter().for_each(get);
+    let keys: Vec<_> = host.files("check").into_iter().chain(host.files("tmp")).collect();
+    assert!(keys.is_empty(), "{keys:?}");
+    assert!(current.with_file_name("x".repeat(70)).exists());
+}

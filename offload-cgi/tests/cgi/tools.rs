@@ -1,6 +1,8 @@
 //! What an administrator does with a cache by hand.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::base::{Base, Page};
@@ -82,4 +84,39 @@ fn another_base_s_files_in_the_same_cache_are_left_alone() {
     host.set("OFFLOAD_BASE", "http://other.test");
     assert_eq!(tool(&host, &["clean", "--urls"]), (Some(0), String::new()));
     assert_eq!(host.files("body").len(), 1);
+}
+
+#[test]
+fn what_nobody_is_served_from_any_more_is_cleaned_away() {
+    let base = Base::start();
+    let host = Host::new(&base);
+    for name in ["/whole", "/unknown", "/kept"] {
+        base.put(name, Page::new("\"v1\"", "text"));
+        host.get(name);
+        if name != "/kept" {
+            fs::remove_file(host.files("current").iter().max_by_key(|path| created(path)).unwrap())
+                .unwrap();
+        }
+    }
+    // Of one of them nobody knows either what it was.
+    let kept = host.files("current").remove(0);
+    let of_kept = |path: &PathBuf| key(path) == key(&kept);
+    let lost = host.files("meta").into_iter().find(|path| !of_kept(path)).unwrap();
+    fs::remove_file(&lost).unwrap();
+    // What is left of somebody who was killed while he asked.
+    fs::write(kept.with_file_name(format!("{}{:061}.check", &key(&kept)[..3], 0)), "").unwrap();
+    assert_eq!(tool(&host, &["clean"]), (Some(0), String::new()));
+    for kind in ["body", "meta", "lock", "check", "part", "map"] {
+        assert!(host.files(kind).iter().all(of_kept), "{kind}: {:?}", host.files(kind));
+    }
+    assert_eq!(host.get("/kept").cache_status(), "offload; hit");
+}
+
+fn key(path: &Path) -> String {
+    path.file_name().unwrap().to_str().unwrap()[..64].to_owned()
+}
+
+fn created(path: &Path) -> (i64, i64) {
+    let found = fs::metadata(path).unwrap();
+    (found.ctime(), found.ctime_nsec())
 }
