@@ -5,7 +5,7 @@ use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::breaker::Breaker;
-use crate::failure::{Failure, Kind};
+use crate::failure::{Contact, Failure};
 use crate::freshness::{Defaults, Freshness};
 use crate::log;
 use crate::options::Options;
@@ -110,14 +110,16 @@ impl Asker<'_> {
 
     fn ask_alone(&self) -> Result<Known, Failure> {
         let checked = SystemTime::now();
+        let is_known = || self.object.current().is_some();
         let breaker = Breaker::of(self.store, &self.options.base.to_string());
-        breaker.allow(checked)?;
+        breaker.allow(checked, is_known)?;
         let answer = self.origin.head(self.path);
-        match &answer {
-            Err(failure) if matches!(failure.kind, Kind::Down | Kind::TimedOut) => {
-                breaker.count(SystemTime::now());
-            }
-            _ => breaker.close(),
+        match answer.as_ref().map_or_else(|failure| failure.contact, |_| Contact::Made) {
+            Contact::Made => breaker.close(SystemTime::now()),
+            Contact::Missing => breaker.count(SystemTime::now()),
+            // Whoever likes can ask for something that the base never answers.
+            Contact::Mute if is_known() => breaker.count_silence(checked, SystemTime::now()),
+            Contact::Mute => {}
         }
         let representation = match answer? {
             Answer::File(representation) => representation,

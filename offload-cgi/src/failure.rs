@@ -8,6 +8,19 @@ use std::io;
 pub(crate) struct Failure {
     pub(crate) kind: Kind,
     pub(crate) sentence: String,
+    pub(crate) contact: Contact,
+}
+
+/// What a failure says of the base as a whole, and not only of one file.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(crate) enum Contact {
+    /// Nothing: the base has answered, or was not asked.
+    #[default]
+    Made,
+    /// It takes requests, but has said nothing to this one; it may be the file's fault.
+    Mute,
+    /// There is no connection to it.
+    Missing,
 }
 
 /// What can be done about a failure.
@@ -55,7 +68,7 @@ impl Kind {
     }
 
     pub(crate) fn says(self, sentence: impl Into<String>) -> Failure {
-        Failure { kind: self, sentence: sentence.into() }
+        Failure { kind: self, sentence: sentence.into(), contact: Contact::default() }
     }
 }
 

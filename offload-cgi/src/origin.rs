@@ -9,9 +9,9 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::typestate::WithoutBody;
 use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{DefaultConnector, NextTimeout};
-use ureq::{Agent, Body, BodyReader, RequestBuilder};
+use ureq::{Agent, Body, BodyReader, RequestBuilder, Timeout};
 
-use crate::failure::{Failure, Kind};
+use crate::failure::{Contact, Failure, Kind};
 use crate::http::{Part, Validators};
 use crate::options::{Base, Options};
 use crate::representation::{Representation, Unfit, text};
@@ -272,7 +272,29 @@ fn failure(what: &str, error: &ureq::Error) -> Failure {
         _ => false,
     };
     let kind = if timed_out { Kind::TimedOut } else { Kind::Down };
-    kind.says(format!("{what} to the base failed: {error}"))
+    let failure = kind.says(format!("{what} to the base failed: {error}"));
+    Failure { contact: contact(error), ..failure }
+}
+
+/// How far a request came that has failed.
+fn contact(error: &ureq::Error) -> Contact {
+    use std::io::ErrorKind;
+    match error {
+        ureq::Error::HostNotFound
+        | ureq::Error::ConnectionFailed
+        | ureq::Error::Rustls(_)
+        | ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect)
+        | ureq::Error::Tls(_) => Contact::Missing,
+        ureq::Error::Io(error) => match error.kind() {
+            ErrorKind::AddrNotAvailable
+            | ErrorKind::ConnectionRefused
+            | ErrorKind::HostUnreachable
+            | ErrorKind::NetworkUnreachable => Contact::Missing,
+            _ => Contact::Mute,
+        },
+        ureq::Error::Timeout(_) => Contact::Mute,
+        _ => Contact::Made,
+    }
 }
 
 fn roots(path: &std::path::Path) -> Result<RootCerts, String> {

@@ -58,9 +58,9 @@ impl Filler<'_> {
         self.reserve(part)?;
         // A base that is down is left in peace by fills as well, however many files have readers who wait.
         let breaker = Breaker::of(self.store, &self.options.base.to_string());
-        breaker.allow(SystemTime::now())?;
+        breaker.allow(SystemTime::now(), || true)?;
         let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
-        breaker.close();
+        breaker.close(SystemTime::now());
         if let Some(why) = incoming.representation.unstorable {
             // Its own headers rule, whatever HEAD has said.
             return Err(Kind::Unstorable.says(format!("the base sends it as {}", why.detail())));

@@ -32,6 +32,8 @@ pub(crate) struct Page {
     pub(crate) forgetful: bool,
     /// Whether it says of a part whose it is, and nothing else (RFC 9110, section 15.3.7).
     pub(crate) terse: bool,
+    /// Whether the base takes requests and says nothing until `Base::release`.
+    pub(crate) mute: bool,
 }
 
 impl Page {
@@ -50,6 +52,7 @@ impl Page {
             no_match: false,
             forgetful: false,
             terse: false,
+            mute: false,
         }
     }
 
@@ -224,7 +227,8 @@ fn serve(mut stream: TcpStream, shared: &Shared) {
         }
         state.seen.push(Seen { method: method.clone(), headers: headers.clone() });
         shared.changed.notify_all();
-        while method == "HEAD" && state.heads_held {
+        let mute = page.as_ref().is_some_and(|page| page.mute);
+        while (method == "HEAD" && state.heads_held) || (mute && !state.released) {
             state = shared.changed.wait(state).unwrap();
         }
         let gets = state.seen.iter().filter(|seen| seen.method == "GET").count();

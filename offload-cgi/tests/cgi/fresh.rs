@@ -160,17 +160,6 @@ fn a_part_that_is_there_is_served_while_the_base_is_down() {
 }
 
 #[test]
-fn a_base_that_is_down_is_left_in_peace_after_a_few_failures() {
-    let base = Base::start();
-    let host = Host::new(&base);
-    base.go_down();
-    let replies: Vec<_> = (0..6).map(|_| host.get("/a")).collect();
-    assert!(replies.iter().all(|reply| reply.status == 502));
-    assert!(replies[5].log.contains("not asked for a while"), "{}", replies[5].log);
-    assert_eq!(base.attempts(), 3);
-}
-
-#[test]
 fn a_check_that_lies_in_the_future_is_none() {
     let base = Base::start();
     base.put("/a", text("max-age=1000"));

@@ -5,6 +5,7 @@
 
 mod accelerators;
 mod base;
+mod breaker;
 mod clocks;
 mod failing;
 mod fresh;
