@@ -29,6 +29,8 @@ pub(crate) struct Found {
     /// When the base said so.
     pub(crate) checked: SystemTime,
     pub(crate) certainty: Certainty,
+    /// Whether the cache knows this, too.
+    noted: bool,
 }
 
 /// How well something is known.
@@ -49,6 +51,8 @@ pub(crate) struct Asker<'a> {
     pub(crate) store: &'a Store,
     pub(crate) object: &'a Object,
     pub(crate) path: &'a str,
+    /// Whether other files may go so that there is room to note this one: not for a mere look at it.
+    pub(crate) makes_room: bool,
 }
 
 impl Asker<'_> {
@@ -75,8 +79,8 @@ impl Asker<'_> {
         let current = self.object.current()?;
         let representation = self.object.generation(&current.generation).record().ok()??;
         let freshness = representation.freshness(defaults(self.options));
-        let found = Found { representation, checked: current.checked, certainty: Certainty::Asked };
-        Some((found, freshness))
+        let (checked, certainty) = (current.checked, Certainty::Asked);
+        Some((Found { representation, checked, certainty, noted: true }, freshness))
     }
 
     /// What the base says: this process asks it, unless another one does so at the same time.
@@ -127,18 +131,25 @@ impl Asker<'_> {
         };
         // As old as it was when it came (RFC 9111, section 4.2.3).
         let checked = checked.checked_sub(representation.age).unwrap_or(UNIX_EPOCH);
-        if representation.unstorable.is_none() {
-            let generation = self.object.generation(&representation.generation());
-            let noted = generation
-                .describe(&representation)
-                .and_then(|()| self.object.confirm(generation.name(), checked));
-            if let Err(error) = noted {
-                self.complain(&error);
-            }
-        } else if let Err(error) = self.object.remove() {
+        let noted = match representation.unstorable {
+            None => self.note(&representation, checked),
+            Some(_) => self.object.remove().map(|()| false),
+        };
+        let noted = noted.unwrap_or_else(|error| {
             self.complain(&error);
+            false
+        });
+        Ok(Known::File(Found { representation, checked, certainty: Certainty::Asked, noted }))
+    }
+
+    /// Notes what the base says. False when there is no room for it, or somebody knows better by now.
+    fn note(&self, found: &Representation, checked: SystemTime) -> io::Result<bool> {
+        if self.object.current().is_none() && !self.store.admit(self.object, self.makes_room)? {
+            return Ok(false);
         }
-        Ok(Known::File(Found { representation, checked, certainty: Certainty::Asked }))
+        let generation = self.object.generation(&found.generation());
+        generation.describe(found)?;
+        self.object.confirm(generation.name(), checked)
     }
 
     /// The answer serves this request all the same.
@@ -157,7 +168,7 @@ impl Asker<'_> {
         }
         let (word, rest) = rest.split_once('\n').unwrap_or((rest, ""));
         match word {
-            // What could not be noted, an older version, or none, is in its place.
+            // Perhaps it has been replaced since.
             "file" => {
                 let (found, _) = self.recall()?;
                 let same = found.representation.generation() == rest;
@@ -185,9 +196,7 @@ pub(crate) fn defaults(options: &Options) -> Defaults {
 fn spell(result: &Result<Known, Failure>) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
     match result {
-        Ok(Known::File(found)) if found.representation.unstorable.is_some() => {
-            format!("{now}\nown")
-        }
+        Ok(Known::File(found)) if !found.noted => format!("{now}\nown"),
         Ok(Known::File(found)) => format!("{now}\nfile\n{}", found.representation.generation()),
         Ok(Known::Other(other)) => {
             let text = |value: &Option<String>| value.clone().unwrap_or_default();

@@ -82,8 +82,14 @@ impl<'a> Exchange<'a> {
         object: &'b Object,
         request: &'b Request,
     ) -> Asker<'b> {
-        let path = request.path.as_str();
-        Asker { options: self.options, origin: self.origin, store, object, path }
+        Asker {
+            options: self.options,
+            origin: self.origin,
+            store,
+            object,
+            path: request.path.as_str(),
+            makes_room: request.get,
+        }
     }
 
     /// Passes through what the base has, for there is nowhere to keep it.
@@ -117,7 +123,7 @@ impl<'a> Exchange<'a> {
         object: &Object,
         found: Found,
     ) -> Result<Reply<'a>, Failure> {
-        let Found { representation: found_now, checked, certainty } = found;
+        let Found { representation: found_now, checked, certainty, .. } = found;
         if let Some(why) = found_now.unstorable {
             let forward = format!("miss; detail={}", why.detail());
             return self.pass_through(request, &found_now, &forward);

@@ -142,8 +142,14 @@ impl Job<'_> {
         let record = generation.record().ok().flatten();
         let short =
             record.as_ref().is_none_or(|record| generation.there(record.length) < record.length);
-        let asker =
-            Asker { options: self.options, origin: self.origin, store: self.store, object, path };
+        let asker = Asker {
+            options: self.options,
+            origin: self.origin,
+            store: self.store,
+            object,
+            path,
+            makes_room: false,
+        };
         // A version that has changed goes by being asked about: see `Object::confirm`.
         let what = match asker.ask(SystemTime::now()) {
             Ok(Known::Other(other)) if matches!(other.status, 404 | 410) => "gone",

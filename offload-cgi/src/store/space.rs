@@ -32,6 +32,8 @@ const SAMPLE: usize = 32;
 const MOST_FOLDERS: usize = 64;
 /// What the files beside a body take.
 const BESIDE: u64 = 32 << 10;
+/// What is noted about an object takes: what is current, and the record.
+const NOTES: u64 = 8 << 10;
 /// Objects that one fill may remove before it gives up.
 const MOST_REMOVED: usize = 10_000;
 
@@ -106,15 +108,33 @@ impl Store {
         length: u64,
         take: impl FnOnce() -> io::Result<()>,
     ) -> io::Result<bool> {
+        self.take(object, length.saturating_add(BESIDE), true, take)
+    }
+
+    /// Makes sure that there is room for what is noted about an object that is not known yet. Others are
+    /// removed for that only if `makes_room`. False when there is none.
+    ///
+    /// # Errors
+    /// When the disk does not tell.
+    pub(crate) fn admit(&self, object: &Object, makes_room: bool) -> io::Result<bool> {
+        self.take(object, NOTES, makes_room, || Ok(()))
+    }
+
+    fn take(
+        &self,
+        object: &Object,
+        length: u64,
+        makes_room: bool,
+        take: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<bool> {
         let usage = self.usage()?;
-        let length = length.saturating_add(BESIDE);
         for _ in 0..MOST_REMOVED {
             if self.has_room(&usage, length)? {
                 take()?;
                 usage.change(number(&object.key), |bytes| bytes.saturating_add(length));
                 return Ok(true);
             }
-            if !self.remove_least(&usage)? {
+            if !makes_room || !self.remove_least(&usage)? {
                 break;
             }
         }

@@ -114,6 +114,23 @@ fn small_things_that_are_wanted_stay_when_a_large_one_comes() {
 }
 
 #[test]
+fn who_only_looks_takes_no_more_than_there_is_and_nothing_goes_for_it() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "96K");
+    base.put("/kept", Page::new("\"v1\"", pattern(20_000)));
+    assert_eq!(host.get("/kept").cache_status(), "offload; fwd=miss; stored");
+    for number in 0..40 {
+        let path = format!("/{number}");
+        base.put(&path, Page::new("\"v1\"", "text"));
+        assert_eq!(host.head(&path).header("Content-Length"), Some("4"), "{path}");
+        assert!(taken(&host) <= 96 << 10, "{number}: {}", taken(&host));
+    }
+    assert_eq!(host.get("/kept").cache_status(), "offload; hit");
+    assert_eq!(host.get("/39").cache_status(), "offload; fwd=miss; stored");
+}
+
+#[test]
 fn without_a_cache_folder_everything_is_passed_through() {
     let base = Base::start();
     base.put("/a", Page::new("\"v1\"", "0123456789"));
