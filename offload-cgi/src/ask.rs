@@ -44,6 +44,9 @@ pub(crate) enum Certainty {
     Stale,
 }
 
+/// So much longer than the base is waited for, whoever asks it is waited for.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// Who asks.
 pub(crate) struct Asker<'a> {
     pub(crate) options: &'a Options,
@@ -88,9 +91,11 @@ impl Asker<'_> {
     /// # Errors
     /// `Down`, `TimedOut`, or `Refused` when the file is not one to serve.
     pub(crate) fn ask(&self, arrival: SystemTime) -> Result<Known, Failure> {
+        // Whoever asks has two requests to make at most, and is stopped if he is not done by then.
+        let patience = self.origin.patience().saturating_mul(2).saturating_add(GRACE);
         // Who has heard nothing of use twice does not wait a third time.
         for _ in 0..2 {
-            match self.object.turn() {
+            match self.object.turn(patience) {
                 Ok(Turn::Mine(check)) => {
                     let result = self.ask_alone();
                     check.tell(&spell(&result));
@@ -103,6 +108,7 @@ impl Asker<'_> {
                     // Told too early.
                     None => {}
                 },
+                Ok(Turn::Late) => break,
                 Err(error) => {
                     self.complain(&error);
                     break;

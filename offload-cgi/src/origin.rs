@@ -1,6 +1,7 @@
 //! The base server: HEAD and GET, built from scratch, with time-outs on progress and no proxy ever.
 
 use std::io::{self, Read};
+use std::time::Duration;
 
 use ureq::config::Config;
 use ureq::http::header::{HeaderMap, HeaderValue};
@@ -16,10 +17,14 @@ use crate::http::{Part, Validators};
 use crate::options::{Base, Options};
 use crate::representation::{Representation, Unfit, text};
 
+/// What the steps of a request before the longest one may take together.
+const STEP: Duration = Duration::from_secs(1);
+
 /// The base server and how to speak to it.
 pub(crate) struct Origin {
     agent: Agent,
     base: Base,
+    patience: Duration,
 }
 
 /// What the base says to a HEAD.
@@ -54,6 +59,8 @@ impl Origin {
     /// A sentence, when OFFLOAD_CA cannot be used.
     pub(crate) fn new(options: &Options) -> Result<Self, String> {
         let patience = Some(options.timeout.duration());
+        // Longer than its longest step may take, so that it can be told which one it was.
+        let total = options.timeout.duration().saturating_add(STEP);
         let roots = match &options.ca {
             Some(path) if options.base.is_tls() => roots(path)?,
             _ => RootCerts::PlatformVerifier,
@@ -80,7 +87,12 @@ impl Origin {
         let fixed = options.address.as_ref().map(|address| address.authority(&options.base));
         let resolver = Pinned { fixed, resolver: DefaultResolver::default() };
         let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
-        Ok(Self { agent, base: options.base.clone() })
+        Ok(Self { agent, base: options.base.clone(), patience: total })
+    }
+
+    /// The longest that the base is waited for when it is asked for the state of a file: all steps together.
+    pub(crate) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Asks for the state of a file.
@@ -89,6 +101,7 @@ impl Origin {
     /// `Down`, `TimedOut`, or `Refused` when the file is not one to serve.
     pub(crate) fn head(&self, path: &str) -> Result<Answer, Failure> {
         let request = self.ask(self.agent.head(self.base.url(path)));
+        let request = request.config().timeout_global(Some(self.patience)).build();
         let response = request.call().map_err(|error| failure("HEAD", &error))?;
         let headers = response.headers();
         match response.status().as_u16() {
@@ -171,6 +184,7 @@ impl Origin {
     /// an empty file when it answers HEAD.
     fn measure(&self, path: &str) -> Result<Answer, Failure> {
         let request = self.ask(self.agent.get(self.base.url(path)));
+        let request = request.config().timeout_global(Some(self.patience)).build();
         let response = request.call().map_err(|error| failure("GET", &error))?;
         if response.status().as_u16() != 200 {
             return Err(Kind::Changed.says("the base answered HEAD with status 200, but not GET"));

@@ -285,13 +285,13 @@ impl Object {
         Ok(!left.any(|entry| entry.file_name().as_bytes().starts_with(self.key.as_bytes())))
     }
 
-    /// Waits for the turn to ask the base about this object.
+    /// Waits for the turn to ask the base about this object, at most for `patience`.
     ///
     /// # Errors
     /// When the disk does not take it.
-    pub(crate) fn turn(&self) -> io::Result<Turn> {
+    pub(crate) fn turn(&self, patience: Duration) -> io::Result<Turn> {
         self.prepare()?;
-        Turn::wait(self.file("check"))
+        Turn::wait(self.file("check"), patience)
     }
 
     /// The slots for fills of a base, in the cache that this object is in; holds none of them yet.

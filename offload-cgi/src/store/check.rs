@@ -8,6 +8,9 @@
 use std::fs::File;
 use std::io::{self, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::files;
 
@@ -17,6 +20,8 @@ pub(crate) enum Turn {
     Mine(Check),
     /// It was another's, and this is what he told.
     Told(String),
+    /// It still is another's, who does not get on.
+    Late,
 }
 
 /// The right, and the duty, to ask the base.
@@ -29,22 +34,27 @@ pub(crate) struct Check {
 const END: &str = "\nend\n";
 
 impl Turn {
-    /// Waits for the turn.
+    /// Waits for the turn, at most for `patience`.
     ///
     /// # Errors
     /// When the file cannot be had.
-    pub(super) fn wait(path: PathBuf) -> io::Result<Self> {
+    pub(super) fn wait(path: PathBuf, patience: Duration) -> io::Result<Self> {
+        let end = Instant::now().checked_add(patience);
         loop {
             let file = files::open_lock(&path)?;
             if fs2::FileExt::try_lock_exclusive(&file).is_err() {
-                fs2::FileExt::lock_shared(&file)?;
+                if !lock_until(&file, end, fs2::FileExt::lock_shared)? {
+                    return Ok(Self::Late);
+                }
                 if !files::is_there(&file, &path)
                     && let Some(text) = told(&file)?
                 {
                     return Ok(Self::Told(text));
                 }
                 // Whoever asked has died over it: a file that is still there was left by the dead.
-                fs2::FileExt::lock_exclusive(&file)?;
+                if !lock_until(&file, end, fs2::FileExt::lock_exclusive)? {
+                    return Ok(Self::Late);
+                }
             }
             if files::is_there(&file, &path) {
                 // What stands in it was told by somebody who died before he could remove it.
@@ -57,6 +67,29 @@ impl Turn {
                 return Ok(Self::Told(text));
             }
         }
+    }
+}
+
+/// Takes a lock, and waits for it until `end` at most, if there is one. Returns whether it was taken.
+///
+/// Another thread waits, for such a lock knows no limit; when it comes too late, it goes with that thread.
+fn lock_until(
+    file: &File,
+    end: Option<Instant>,
+    lock: impl FnOnce(&File) -> io::Result<()> + Send + 'static,
+) -> io::Result<bool> {
+    let Some(end) = end else { return lock(file).map(|()| true) };
+    let (tell, hear) = mpsc::channel();
+    let same = file.try_clone()?;
+    thread::Builder::new().spawn(move || {
+        let result = lock(&same);
+        drop(same);
+        // Nobody may be waiting any more.
+        let _ = tell.send(result);
+    })?;
+    match hear.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        Ok(result) => result.map(|()| true),
+        Err(_) => Ok(false),
     }
 }
 
@@ -98,16 +131,28 @@ impl Drop for Check {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::thread;
-    use std::time::Duration;
 
     use super::*;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     fn mine(path: &Path) -> Check {
-        match Turn::wait(path.to_owned()).unwrap() {
+        match Turn::wait(path.to_owned(), LONG).unwrap() {
             Turn::Mine(check) => check,
             Turn::Told(text) => panic!("it was told {text}"),
+            Turn::Late => panic!("it is another's"),
         }
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_for_somebody_who_does_not_get_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("check");
+        let check = mine(&path);
+        let turn = Turn::wait(path.clone(), Duration::from_millis(20)).unwrap();
+        assert!(matches!(turn, Turn::Late));
+        check.tell("news");
+        mine(&path).tell("news");
     }
 
     #[test]
@@ -117,7 +162,7 @@ mod tests {
         let check = mine(&path);
         let waiting = thread::spawn({
             let path = path.clone();
-            move || Turn::wait(path)
+            move || Turn::wait(path, LONG)
         });
         thread::sleep(Duration::from_millis(50));
         check.tell("news");
@@ -135,7 +180,7 @@ mod tests {
         fs2::FileExt::lock_exclusive(&dying).unwrap();
         let waiting = thread::spawn({
             let path = path.clone();
-            move || Turn::wait(path)
+            move || Turn::wait(path, LONG)
         });
         thread::sleep(Duration::from_millis(50));
         drop(dying);

@@ -79,6 +79,21 @@ fn simultaneous_checks_are_one() {
 }
 
 #[test]
+fn somebody_who_is_stopped_while_he_asks_stops_nobody_else() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_TIMEOUT", "100ms");
+    base.hold_heads();
+    let stopped = host.ask("GET", "/a", &[]);
+    base.wait_for("HEAD", 1);
+    stopped.stop();
+    base.release_heads();
+    assert_eq!(host.get("/a").text(), "text");
+    stopped.kill();
+}
+
+#[test]
 fn a_base_that_fails_fails_all_who_wait_at_once() {
     let base = Base::start();
     let host = Host::new(&base);

@@ -197,6 +197,11 @@ impl Running {
         self.child.wait().unwrap();
     }
 
+    /// Stops the process, which does not know.
+    pub(crate) fn stop(&self) {
+        kill(i32::try_from(self.child.id()).unwrap(), Signal::SIGSTOP);
+    }
+
     /// Ends the process as httpd does when the client has gone.
     pub(crate) fn abort(mut self) {
         kill(i32::try_from(self.child.id()).unwrap(), Signal::SIGTERM);
