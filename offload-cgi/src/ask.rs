@@ -118,6 +118,24 @@ impl Asker<'_> {
         self.ask_alone()
     }
 
+    /// The same, but where another process asks at this time, that is as good.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub(crate) fn ask_if_nobody_does(&self) -> Result<Option<Known>, Failure> {
+        let check = match self.object.turn_now() {
+            Ok(Some(check)) => check,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                self.complain(&error);
+                return Ok(None);
+            }
+        };
+        let result = self.ask_alone();
+        check.tell(&spell(&result));
+        result.map(Some)
+    }
+
     fn ask_alone(&self) -> Result<Known, Failure> {
         let checked = SystemTime::now();
         let is_known = || self.object.current().is_some();

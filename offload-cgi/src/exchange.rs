@@ -62,13 +62,15 @@ impl<'a> Exchange<'a> {
         Reply::failed(&Kind::Changed.says("the base changes the file all the time"))
     }
 
-    /// Asks the base about a file that was served although it should have been asked before.
+    /// Asks the base about a file that was served although it should have been asked before; unless others
+    /// do so, about this file or many at the same time: nobody waits for it, and nothing else bounds them.
     pub(crate) fn revalidate(&self, request: &Request) {
         let Some(store) = self.store else { return };
         let object = store.object(&self.options.base, request.path.as_str());
         let asker = self.asker(store, &object, request);
-        match asker.ask(SystemTime::now()) {
-            Ok(Known::Other(other)) if matches!(other.status, 404 | 410) => {
+        let Ok(Some(_place)) = store.revalidation() else { return };
+        match asker.ask_if_nobody_does() {
+            Ok(Some(Known::Other(other))) if matches!(other.status, 404 | 410) => {
                 forget(&object, request)
             }
             Ok(_) => {}

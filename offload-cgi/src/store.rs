@@ -35,7 +35,7 @@ use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 
-pub(crate) use self::check::Turn;
+pub(crate) use self::check::{Check, Turn};
 pub(crate) use self::extents::{Blocks, Extents};
 pub(crate) use self::files::{note, open_lock, read_text, remove};
 pub(crate) use self::generation::{
@@ -50,6 +50,9 @@ use crate::representation::hex;
 
 /// So many checks are counted, each as a byte of a file that takes a block anyway.
 const MOST_CHECKS: u64 = 4096;
+
+/// So many processes may ask the base after their reply is out.
+const MOST_REVALIDATIONS: i64 = 64;
 
 /// The cache's folder.
 pub(crate) struct Store {
@@ -153,6 +156,14 @@ impl Store {
         let folder = self.root.join("objects").join(key.get(..3).unwrap_or_default());
         let quarantine = self.root.join("quarantine");
         Object { folder, quarantine, key: key.to_owned(), source: String::new() }
+    }
+
+    /// A place among those who ask the base although no client waits for it; `None` when there are enough.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn revalidation(&self) -> io::Result<Option<File>> {
+        check::one_of(&self.root.join("revalidations"), MOST_REVALIDATIONS)
     }
 
     /// The file in which the circuit breaker of a base keeps what it knows.
@@ -301,6 +312,15 @@ impl Object {
     pub(crate) fn slots(&self, base: &Base) -> io::Result<Slots> {
         let root = self.quarantine.parent().unwrap_or(&self.quarantine);
         Slots::open(root, &base.to_string())
+    }
+
+    /// The turn to ask the base about this object, if nobody else has it.
+    ///
+    /// # Errors
+    /// When the disk does not take it.
+    pub(crate) fn turn_now(&self) -> io::Result<Option<Check>> {
+        self.prepare()?;
+        Check::now(self.file("check"))
     }
 
     /// Serialises the writers of `.current`.

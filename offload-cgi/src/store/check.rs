@@ -12,7 +12,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+
 use super::files;
+use super::locks::lock;
 
 /// Whose turn it is.
 pub(crate) enum Turn {
@@ -70,6 +74,35 @@ impl Turn {
     }
 }
 
+impl Check {
+    /// The turn, if nobody else has it.
+    ///
+    /// # Errors
+    /// When the file cannot be had.
+    pub(super) fn now(path: PathBuf) -> io::Result<Option<Self>> {
+        let file = files::open_lock(&path)?;
+        if fs2::FileExt::try_lock_exclusive(&file).is_err() || !files::is_there(&file, &path) {
+            return Ok(None);
+        }
+        file.set_len(0)?;
+        Ok(Some(Self { file, path }))
+    }
+
+    /// Tells all who wait.
+    pub(crate) fn tell(mut self, text: &str) {
+        let _ = self.file.write_all(format!("{text}{END}").as_bytes());
+    }
+}
+
+/// Nothing is left behind, and once it is gone, the name is another's.
+impl Drop for Check {
+    fn drop(&mut self) {
+        if files::is_there(&self.file, &self.path) {
+            let _ = files::remove(&self.path);
+        }
+    }
+}
+
 /// Takes a lock, and waits for it until `end` at most, if there is one. Returns whether it was taken.
 ///
 /// Another thread waits, for such a lock knows no limit; when it comes too late, it goes with that thread.
@@ -93,6 +126,22 @@ fn lock_until(
     }
 }
 
+/// One of `most` places in a file, as long as the result is open; `None` when all are taken.
+///
+/// # Errors
+/// When the file cannot be had, or the kernel has no locks left.
+pub(super) fn one_of(path: &Path, most: i64) -> io::Result<Option<File>> {
+    let file = files::open_lock(path)?;
+    for place in 0..most {
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&lock(libc::F_WRLCK, place, 1))) {
+            Ok(_) => return Ok(Some(file)),
+            Err(Errno::EAGAIN | Errno::EACCES) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
+
 /// Removes what the dead have left, unless somebody asks just now.
 ///
 /// # Errors
@@ -110,22 +159,6 @@ fn told(mut file: &File) -> io::Result<Option<String>> {
     file.rewind()?;
     let text = files::read(file.try_clone()?)?;
     Ok(text.strip_suffix(END).map(str::to_owned))
-}
-
-impl Check {
-    /// Tells all who wait.
-    pub(crate) fn tell(mut self, text: &str) {
-        let _ = self.file.write_all(format!("{text}{END}").as_bytes());
-    }
-}
-
-/// Nothing is left behind, and once it is gone, the name is another's.
-impl Drop for Check {
-    fn drop(&mut self) {
-        if files::is_there(&self.file, &self.path) {
-            let _ = files::remove(&self.path);
-        }
-    }
 }
 
 #[cfg(test)]
@@ -185,6 +218,16 @@ mod tests {
         thread::sleep(Duration::from_millis(50));
         drop(dying);
         assert!(matches!(waiting.join().unwrap().unwrap(), Turn::Mine(_)));
+    }
+
+    #[test]
+    fn so_many_places_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("places");
+        let places: Vec<_> = (0..3).map(|_| one_of(&path, 3).unwrap().unwrap()).collect();
+        assert!(one_of(&path, 3).unwrap().is_none());
+        drop(places);
+        assert!(one_of(&path, 3).unwrap().is_some());
     }
 
     #[test]

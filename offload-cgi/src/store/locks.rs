@@ -191,7 +191,8 @@ fn place(region: i64, from: u64, to: u64) -> (i64, i64) {
     (region + place(from), (place(to) - place(from)).max(1))
 }
 
-fn lock(kind: libc::c_int, start: i64, length: i64) -> libc::flock {
+/// A lock as the kernel wants it described.
+pub(super) fn lock(kind: libc::c_int, start: i64, length: i64) -> libc::flock {
     // These constants are small in every C library; a lock of a kind that does not fit is none.
     let kind = libc::c_short::try_from(kind).unwrap_or(-1);
     libc::flock { l_type: kind, l_whence: 0, l_start: start, l_len: length, l_pid: 0 }

@@ -143,6 +143,27 @@ fn a_stale_copy_is_served_at_once_while_the_base_is_asked() {
 }
 
 #[test]
+fn one_process_asks_about_a_stale_copy_and_no_other_stays() {
+    let base = Base::start();
+    base.put("/a", text("max-age=0, stale-while-revalidate=1000"));
+    let host = Host::new(&base);
+    host.get("/a");
+    base.hold_heads();
+    let mut first = host.ask("GET", "/a", &[]);
+    first.read_body(4);
+    base.wait_for("HEAD", 2);
+    for _ in 0..10 {
+        // It ends although the base has not answered.
+        assert_eq!(host.get("/a").text(), "text");
+    }
+    let (mut process, _) = first.take_apart();
+    assert!(process.try_wait().unwrap().is_none(), "who asks is still there");
+    assert_eq!(base.count("HEAD"), 2);
+    base.release_heads();
+    assert!(process.wait().unwrap().success());
+}
+
+#[test]
 fn what_must_be_revalidated_is_not_served_unchecked() {
     for (cache_control, status) in [
         ("max-age=0", 200),
