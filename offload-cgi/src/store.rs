@@ -11,7 +11,7 @@
 //! objects/abc/<key>-<generation>.extents  which bytes of it survive a power cut: see `extents`
 //! objects/abc/<key>-<generation>.body     the body, whole
 //! objects/abc/<key>-<generation>.error    why the last fill failed
-//! quarantine/                             what was damaged
+//! quarantine/                             what was damaged, for a while: see `quarantine`
 //! ```
 //! A key is SHA-256 of base and path, a generation one of the validators: no byte that a client or a
 //! base has sent stands in a file name. `abc` are the first digits of the key.
@@ -22,6 +22,7 @@ mod files;
 mod generation;
 mod locks;
 mod progress;
+mod quarantine;
 mod record;
 mod slots;
 mod space;

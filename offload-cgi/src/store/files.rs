@@ -1,10 +1,12 @@
 //! Files of the cache: opened without following links, written whole or not at all, locked.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+pub(super) use super::quarantine::put_aside;
 
 /// The longest text file that is read: records are far shorter.
 const LONGEST: u64 = 256 << 10;
@@ -115,16 +117,6 @@ pub(super) fn remove_existing(path: &Path) -> io::Result<bool> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         result => result.map(|()| true),
-    }
-}
-
-/// Moves a file out of the way, under its own name: one damaged file of a name is kept.
-pub(super) fn put_aside(path: &Path, quarantine: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(quarantine)?;
-    let Some(name) = path.file_name() else { return Ok(()) };
-    match fs::rename(path, quarantine.join(name)) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
     }
 }
 

@@ -20,7 +20,7 @@ use std::time::SystemTime;
 
 use nix::sys::statvfs::statvfs;
 
-use super::{Generation, Object, Store, files, is_name};
+use super::{Generation, Object, Store, files, is_name, quarantine};
 use crate::log;
 use crate::options::Share;
 use crate::shared::Shared;
@@ -134,7 +134,10 @@ impl Store {
                 usage.change(number(&object.key), |bytes| bytes.saturating_add(length));
                 return Ok(true);
             }
-            if !makes_room || !self.remove_least(&usage)? {
+            let removed = makes_room
+                && (quarantine::remove_oldest(&self.quarantine()).unwrap_or(false)
+                    || self.remove_least(&usage)?);
+            if !removed {
                 break;
             }
         }
@@ -146,6 +149,10 @@ impl Store {
         if let Ok(usage) = self.usage() {
             self.look_through(&usage, number(&object.key));
         }
+    }
+
+    fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
     }
 
     fn usage(&self) -> io::Result<Usage> {
@@ -163,7 +170,8 @@ impl Store {
             Share::Percent(_) => self.keep_free.of(disk.files()),
             Share::Bytes(_) => 0,
         };
-        Ok(usage.total().saturating_add(length) <= self.cache_max.of(total)
+        let taken = usage.total().saturating_add(quarantine::size(&self.quarantine()));
+        Ok(taken.saturating_add(length) <= self.cache_max.of(total)
             && free >= length.saturating_add(self.keep_free.of(total))
             && (disk.files() == 0 || disk.files_available() >= inodes))
     }

@@ -9,6 +9,7 @@ use super::pattern;
 
 /// What the cache takes on the disk.
 fn taken(host: &Host) -> u64 {
+    // Damaged or not.
     let kinds = ["body", "part", "meta", "map", "current", "lock", "extents"];
     let files = kinds.iter().flat_map(|kind| host.files(kind));
     files.map(|path| fs::metadata(path).unwrap().blocks() * 512).sum()
@@ -187,4 +188,28 @@ fn what_the_dead_and_strangers_have_left_keeps_nothing_from_being_stored() {
     let keys: Vec<_> = host.files("check").into_iter().chain(host.files("tmp")).collect();
     assert!(keys.is_empty(), "{keys:?}");
     assert!(current.with_file_name("x".repeat(70)).exists());
+}
+
+#[test]
+fn what_was_damaged_takes_no_room_from_what_is_not() {
+    let base = Base::start();
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_CACHE_MAX", "5M");
+    let body = pattern(1_200_000);
+    for number in 0..6 {
+        let path = format!("/{number}");
+        base.put(&path, Page::new("\"v1\"", body.clone()));
+        assert_eq!(host.get(&path).cache_status(), "offload; fwd=miss; stored", "{path}");
+        let mut bodies = host.files("body");
+        bodies.retain(|path| path.parent().unwrap().file_name().unwrap() != "quarantine");
+        for body in bodies {
+            fs::File::options().append(true).open(body).unwrap().set_len(1_199_999).unwrap();
+        }
+        let reply = host.get(&path);
+        assert!(reply.log.contains("put aside") && reply.body == body, "{path}: {}", reply.log);
+        assert!(taken(&host) <= 5 << 20, "{path}: {}", taken(&host));
+    }
+    // It was the first to go.
+    let reply = host.get("/5");
+    assert_eq!(reply.cache_status(), "offload; hit");
 }
