@@ -269,7 +269,7 @@ fn incoming(
     if partial {
         representation.complete(wanted);
     }
-    if representation.generation() != wanted.generation() {
+    if !representation.is_of(wanted) {
         return Err(Kind::Changed.says("the base has another version by now"));
     }
     Ok(Incoming { representation, first, reader: response.into_body().into_reader() })

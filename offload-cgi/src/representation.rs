@@ -147,11 +147,27 @@ impl Representation {
     }
 
     /// The name of this version: the same for what has the same validators and length.
+    ///
+    /// A date alone, from an answer of the same second, may be that of two versions: what has it is another
+    /// version than what has the same date from a later answer.
     pub(crate) fn generation(&self) -> String {
         let etag = self.validators.etag.as_ref().map_or("", EntityTag::as_str);
         let modified = self.validators.modified.as_ref().map_or("", Modified::as_str);
-        let digest = Sha256::digest(format!("{etag}\0{modified}\0{}", self.length));
+        let is_vague = self.validators.etag.is_none() && !self.validators.are_strong();
+        let vague = if is_vague { "\0vague" } else { "" };
+        let digest = Sha256::digest(format!("{etag}\0{modified}\0{}{vague}", self.length));
         hex(&digest[..16])
+    }
+
+    /// Whether this answer is about the version that `wanted` describes, of which more may be known by now.
+    pub(crate) fn is_of(&self, wanted: &Self) -> bool {
+        let mut same = Self { length: self.length, ..Self::default() };
+        same.validators.clone_from(&self.validators);
+        if same.validators.answered.is_none() || !wanted.validators.are_strong() {
+            // It came later than the answer that it must fit to, and that stays as vague as it was.
+            same.validators.answered = wanted.validators.answered;
+        }
+        same.generation() == wanted.generation()
     }
 }
 
@@ -278,6 +294,33 @@ mod tests {
     fn only_printable_headers_of_the_list_travel() {
         let lines = [LENGTH, ETAG, ("Content-Type", "a/b"), ("Server", "x"), ("Expires", "\u{fc}")];
         assert_eq!(read(&lines).unwrap().headers, [("Content-Type", "a/b".to_owned())]);
+    }
+
+    #[test]
+    fn a_date_of_the_same_second_names_another_version_than_one_of_later() {
+        let dated = |date: &str| read(&[LENGTH, DATE, ("Date", date)]).unwrap();
+        let at_once = dated("Sun, 06 Nov 1994 08:49:37 GMT");
+        let later = dated("Sun, 06 Nov 1994 08:49:38 GMT");
+        let undated = read(&[LENGTH, DATE]).unwrap();
+        assert_eq!(later.generation(), dated("Mon, 07 Nov 1994 08:49:38 GMT").generation());
+        assert_ne!(later.generation(), at_once.generation());
+        assert_eq!(undated.generation(), at_once.generation());
+        // What is asked for at once may come a second later, but nothing vague is taken for the later one.
+        for (answer, wanted, fits) in [
+            (&later, &at_once, true),
+            (&at_once, &at_once, true),
+            (&at_once, &later, false),
+            (&undated, &later, true),
+            (&later, &undated, true),
+        ] {
+            assert_eq!(answer.is_of(wanted), fits, "{answer:?} {wanted:?}");
+        }
+        let tagged = |date: &str| read(&[LENGTH, ETAG, DATE, ("Date", date)]).unwrap().generation();
+        assert_eq!(
+            tagged("Sun, 06 Nov 1994 08:49:37 GMT"),
+            tagged("Sun, 06 Nov 1994 08:49:38 GMT"),
+            "an ETag needs no date"
+        );
     }
 
     #[test]

@@ -280,8 +280,10 @@ fn respond(
     if !page.headers.iter().any(|(name, _)| name == "Transfer-Encoding") {
         head += &format!("Content-Length: {}\r\n", body.len());
     }
-    let date = "Date: Sun, 06 Nov 1994 09:00:00 GMT\r\nConnection: close\r\n";
-    write!(stream, "HTTP/1.1 {status} X\r\n{date}{head}\r\n")?;
+    if !page.headers.iter().any(|(name, _)| name == "Date") {
+        head += "Date: Sun, 06 Nov 1994 09:00:00 GMT\r\n";
+    }
+    write!(stream, "HTTP/1.1 {status} X\r\nConnection: close\r\n{head}\r\n")?;
     if method == "HEAD" {
         return Ok(());
     }

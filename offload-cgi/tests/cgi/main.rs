@@ -7,6 +7,7 @@ mod accelerators;
 mod base;
 mod breaker;
 mod clocks;
+mod dates;
 mod failing;
 mod fresh;
 mod holes;
