@@ -154,7 +154,7 @@ impl Asker<'_> {
             Answer::Other(other) => return Ok(Known::Other(other)),
         };
         // As old as it was when it came (RFC 9111, section 4.2.3).
-        let checked = checked.checked_sub(representation.age).unwrap_or(UNIX_EPOCH);
+        let checked = checked.checked_sub(representation.age).unwrap_or(UNIX_EPOCH).max(UNIX_EPOCH);
         let noted = match representation.unstorable {
             None => self.note(&representation, checked),
             Some(_) => self.object.remove().map(|()| false),

@@ -111,7 +111,7 @@ fn split(text: &str) -> impl Iterator<Item = &str> {
 }
 
 /// Delta-seconds (section 1.2.2): what is too large is very long, what is no number is no time at all.
-fn seconds(text: &str) -> Duration {
+pub(crate) fn seconds(text: &str) -> Duration {
     let digits = text.trim_matches('"');
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Duration::ZERO;

@@ -1,7 +1,7 @@
 //! The base server: HEAD and GET, built from scratch, with time-outs on progress and no proxy ever.
 
 use std::io::{self, Read};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ureq::config::Config;
 use ureq::http::header::{HeaderMap, HeaderValue};
@@ -105,7 +105,7 @@ impl Origin {
         let response = request.call().map_err(|error| failure("HEAD", &error))?;
         let headers = response.headers();
         match response.status().as_u16() {
-            200 => match Representation::read(headers, None) {
+            200 => match Representation::read(headers, None, SystemTime::now()) {
                 Err(Unfit::NoLength) if !headers.contains_key("transfer-encoding") => {
                     self.measure(path)
                 }
@@ -189,7 +189,9 @@ impl Origin {
         if response.status().as_u16() != 200 {
             return Err(Kind::Changed.says("the base answered HEAD with status 200, but not GET"));
         }
-        Representation::read(response.headers(), None).map(Answer::File).map_err(refusal)
+        Representation::read(response.headers(), None, SystemTime::now())
+            .map(Answer::File)
+            .map_err(refusal)
     }
 
     /// The headers that every request has; nothing of the client's.
@@ -265,7 +267,8 @@ fn incoming(
             headers.entry("last-modified").or_insert(value);
         }
     }
-    let mut representation = Representation::read(&headers, total).map_err(refusal)?;
+    let mut representation =
+        Representation::read(&headers, total, SystemTime::now()).map_err(refusal)?;
     if partial {
         representation.complete(wanted);
     }

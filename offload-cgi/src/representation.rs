@@ -1,12 +1,12 @@
 //! What the base says about a file: validators, length, the headers that travel with it.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest as _, Sha256};
 use ureq::http::HeaderMap;
 
-use crate::freshness::{Defaults, Freshness};
+use crate::freshness::{Defaults, Freshness, seconds};
 use crate::http::{EntityTag, Modified, Validators, parse_date};
 
 /// One version of a file.
@@ -81,11 +81,15 @@ impl fmt::Display for Unfit {
 }
 
 impl Representation {
-    /// Reads the headers of a 200, or of a 206 of a file of `total` bytes.
+    /// Reads the headers of a 200, or of a 206 of a file of `total` bytes, that came at `now`.
     ///
     /// # Errors
     /// `Unfit`, when the file must not be served from here.
-    pub(crate) fn read(headers: &HeaderMap, total: Option<u64>) -> Result<Self, Unfit> {
+    pub(crate) fn read(
+        headers: &HeaderMap,
+        total: Option<u64>,
+        now: SystemTime,
+    ) -> Result<Self, Unfit> {
         if headers.contains_key("www-authenticate") {
             return Err(Unfit::Authentication);
         }
@@ -99,15 +103,21 @@ impl Representation {
         }
         let length = total.or_else(|| content_length(headers)).ok_or(Unfit::NoLength)?;
         let unstorable = unstorable(headers);
-        let age = text(headers, "age").and_then(|age| age.parse().ok()).unwrap_or_default();
-        let expires = headers.contains_key("expires");
+        let age = text(headers, "age").map_or(Duration::ZERO, seconds);
+        let expires = joined(headers, "expires").is_some();
+        // An answer without a date is of when it came (RFC 9110, section 6.6.1).
+        let date = || match validators.answered {
+            Some(_) => joined(headers, DATE),
+            None => Some(httpdate::fmt_http_date(now)),
+        };
         let headers = HEADERS
             .iter()
             // A date is only of use to whom `Expires` is told, which changes as often.
             .filter(|name| **name != DATE || expires)
-            .filter_map(|&name| Some((name, joined(headers, name)?)))
+            .filter_map(|&name| {
+                Some((name, if name == DATE { date() } else { joined(headers, name) }?))
+            })
             .collect();
-        let age = Duration::from_secs(u32::into(age));
         Ok(Self { validators, length, headers, unstorable, age })
     }
 
@@ -208,8 +218,11 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
         return None;
     }
     let digits = text(headers, "content-length")?;
+    // A sign in front is taken for a number by Rust, and for nonsense by others.
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
     // Files are addressed with signed offsets.
-    digits.parse().ok().filter(|length| *length <= i64::MAX.unsigned_abs())
+    let length = is_number.then(|| digits.parse().ok()).flatten();
+    length.filter(|length| *length <= i64::MAX.unsigned_abs())
 }
 
 /// The value of a header that is printable ASCII; every other one is as good as not sent.
@@ -252,7 +265,7 @@ mod tests {
                 HeaderValue::from_bytes(value.as_bytes()).unwrap(),
             );
         }
-        Representation::read(&headers, None)
+        Representation::read(&headers, None, SystemTime::UNIX_EPOCH)
     }
 
     const LENGTH: (&str, &str) = ("Content-Length", "5");
@@ -287,7 +300,31 @@ mod tests {
         assert_eq!(read(&[ETAG]), Err(Unfit::NoLength));
         assert_eq!(read(&[ETAG, LENGTH, ("Content-Length", "6")]), Err(Unfit::NoLength));
         assert_eq!(read(&[ETAG, LENGTH, ("Transfer-Encoding", "chunked")]), Err(Unfit::NoLength));
-        assert_eq!(read(&[ETAG, ("Content-Length", "18446744073709551615")]), Err(Unfit::NoLength));
+        for length in ["18446744073709551615", "+5", "-5", "5,5", ""] {
+            assert_eq!(read(&[ETAG, ("Content-Length", length)]), Err(Unfit::NoLength), "{length}");
+        }
+    }
+
+    #[test]
+    fn an_age_that_is_too_large_is_very_old_and_nonsense_is_none() {
+        for (text, age) in [("5", 5), ("99999999999", 1 << 31), ("-1", 0), ("+5", 0), ("x", 0)] {
+            let found = read(&[LENGTH, ETAG, ("Age", text)]).unwrap();
+            assert_eq!(found.age.as_secs(), age, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_expires_and_has_no_date_is_of_when_it_came() {
+        let defaults = Defaults { fresh: Duration::ZERO, stale_if_error: Duration::ZERO };
+        let expires = ("Expires", "Thu, 01 Jan 1970 00:01:00 GMT");
+        for (date, lifetime) in
+            [(None, 60), (Some("yesterday"), 60), (Some("Thu, 01 Jan 1970 00:00:50 GMT"), 10)]
+        {
+            let mut lines = vec![LENGTH, ETAG, expires];
+            lines.extend(date.map(|date| ("Date", date)));
+            let freshness = read(&lines).unwrap().freshness(defaults);
+            assert_eq!(freshness.lifetime.as_secs(), lifetime, "{date:?}");
+        }
     }
 
     #[test]
