@@ -1,15 +1,17 @@
 //! One request -> one Reply: asks the base if need be, finds the bytes, writes the head.
 
+mod heads;
+
 use std::fs::File;
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::SystemTime;
 
 use offload_core::path::CanonicalPath;
 
+use self::heads::{head, multipart};
 use crate::ask::{Asker, Certainty, Found, Known};
-use crate::body::{Body, Piece, Supply};
+use crate::body::{Body, Supply};
 use crate::failure::{Failure, Kind};
-use crate::http::{Conditions, EntityTag, Modified, Part, Verdict, judge};
+use crate::http::{Conditions, Part, Verdict, judge};
 use crate::options::Options;
 use crate::origin::{Answer, Origin, Other};
 use crate::reply::Reply;
@@ -151,7 +153,8 @@ impl<'a> Exchange<'a> {
         let verdict = self.judge(request, &found_now);
         let parts = verdict.parts(found_now.length);
         if !request.get || !verdict.has_body() {
-            return Ok(head(&found_now, verdict).status("offload; fwd=miss"));
+            let reply = missed(head(&found_now, verdict), checked, certainty);
+            return Ok(reply.status("offload; fwd=miss"));
         }
         let path = request.path.as_str();
         let source = Source::open(self.options, generation, &found_now, path, &parts);
@@ -170,7 +173,7 @@ impl<'a> Exchange<'a> {
             }
             Ok((source, false)) => {
                 let detail = if source.has_filled() { "; stored" } else { "; collapsed" };
-                let reply = self.reply_with(request, source);
+                let reply = missed(self.reply_with(request, source), checked, certainty);
                 // httpd would keep the connection, and the client waiting, when the fill breaks off.
                 Ok(reply
                     .status(&format!("offload; fwd=miss{detail}"))
@@ -327,70 +330,17 @@ fn hit(reply: Reply<'_>, checked: SystemTime, certainty: Certainty) -> Reply<'_>
     }
 }
 
+/// A reply about bytes that are not all in the cache. The base need not have been asked about them now.
+fn missed(reply: Reply<'_>, checked: SystemTime, certainty: Certainty) -> Reply<'_> {
+    let is_old = checked.elapsed().is_ok_and(|age| age.as_secs() > 0);
+    let mut reply =
+        if is_old || certainty != Certainty::Asked { aged(reply, checked) } else { reply };
+    reply.revalidate = certainty == Certainty::Stale;
+    reply
+}
+
 /// Says when the base has vouched for this (RFC 9111, section 5.1).
 fn aged(reply: Reply<'_>, checked: SystemTime) -> Reply<'_> {
     let age = checked.elapsed().unwrap_or_default();
     reply.header("Age", &age.as_secs().to_string()).header(DATE, &httpdate::fmt_http_date(checked))
-}
-
-/// Content type, length and pieces of a multipart/byteranges body (RFC 9110, section 14.6).
-fn multipart(record: &Representation, parts: &[Part]) -> (String, u64, Vec<Piece>) {
-    // Random, so that nobody can put it into a file.
-    let boundary = format!("{:016x}{:016x}", random(), random());
-    let content_type = record
-        .header("Content-Type")
-        .map_or(String::new(), |content_type| format!("Content-Type: {content_type}\r\n"));
-    let mut pieces = Vec::with_capacity(parts.len() * 2 + 1);
-    let mut length = 0_u64;
-    for part in parts {
-        let range = part.content_range(record.length);
-        let text = format!("\r\n--{boundary}\r\n{content_type}Content-Range: {range}\r\n\r\n");
-        length = length.saturating_add(text.len() as u64).saturating_add(part.length);
-        pieces.push(Piece::Text(text));
-        pieces.push(Piece::Part(*part));
-    }
-    let end = format!("\r\n--{boundary}--\r\n");
-    length = length.saturating_add(end.len() as u64);
-    pieces.push(Piece::Text(end));
-    (format!("multipart/byteranges; boundary={boundary}"), length, pieces)
-}
-
-fn random() -> u64 {
-    RandomState::new().hash_one(())
-}
-
-/// The head of a reply about a version, as the verdict wants it; the body is still to come. Of several
-/// parts, length and type are those of the body that is made of them.
-fn head<'a>(found: &Representation, verdict: Verdict) -> Reply<'a> {
-    let length = found.length;
-    let several = matches!(verdict, Verdict::Parts(_));
-    let not_modified = verdict == Verdict::NotModified;
-    let mut reply = match verdict {
-        Verdict::Whole => Reply::new(200).header("Content-Length", &length.to_string()),
-        Verdict::Part(part) => Reply::new(206)
-            .header("Content-Length", &part.length.to_string())
-            .header("Content-Range", &part.content_range(length)),
-        Verdict::Parts(_) => Reply::new(206),
-        Verdict::NotModified => Reply::new(304),
-        Verdict::Failed => return Reply::page(412, "The file is another one by now."),
-        Verdict::Unsatisfiable => {
-            return Reply::page(416, "The file has no such bytes.")
-                .header("Content-Range", &format!("bytes */{length}"));
-        }
-    };
-    reply = reply.header("Accept-Ranges", "bytes");
-    if let Some(etag) = found.validators.etag.as_ref().map(EntityTag::as_str) {
-        reply = reply.header("ETag", etag);
-    }
-    if let Some(modified) = found.validators.modified.as_ref().map(Modified::as_str) {
-        reply = reply.header("Last-Modified", modified);
-    }
-    for (name, value) in &found.headers {
-        // A 304 has no content to describe (RFC 9110, section 15.4.5).
-        let of_content = not_modified && name.starts_with("Content-");
-        if !of_content && *name != DATE && !(several && *name == "Content-Type") {
-            reply = reply.header(name, value);
-        }
-    }
-    reply
 }

@@ -145,6 +145,33 @@ fn a_stale_copy_is_served_at_once_while_the_base_is_asked() {
 }
 
 #[test]
+fn what_was_checked_before_is_as_old_as_that_though_its_bytes_come_now() {
+    let base = Base::start();
+    let page = Page::new("\"v1\"", super::pattern(3 << 20));
+    base.put("/a", page.with(&[("Cache-Control", "max-age=1000, stale-while-revalidate=1000")]));
+    let host = Host::new(&base);
+    let reply = host.get_with("/a", &[("Range", "bytes=0-0")]);
+    assert_eq!(reply.header("Age"), None, "it was checked now");
+    for (age, heads) in [(500, 0), (1500, 1)] {
+        let before = base.count("HEAD");
+        let current = std::fs::File::options().append(true).open(&host.files("current")[0]);
+        let checked = std::time::SystemTime::now() - Duration::from_secs(age);
+        current.unwrap().set_modified(checked).unwrap();
+        for reply in [
+            host.get_with("/a", &[("If-None-Match", "\"v1\"")]),
+            host.head("/a"),
+            host.get_with("/a", &[("Range", &format!("bytes={}-", age * 1000))]),
+        ] {
+            let told = reply.header("Age").and_then(|age| age.parse().ok());
+            // Whoever was served first has asked again by now.
+            let is_old = told >= Some(age) || (heads > 0 && base.count("HEAD") > before);
+            assert!(is_old, "{:?}", reply.headers);
+        }
+        assert_eq!(base.count("HEAD"), before + heads, "{age}");
+    }
+}
+
+#[test]
 fn one_process_asks_about_a_stale_copy_and_no_other_stays() {
     let base = Base::start();
     base.put("/a", text("max-age=0, stale-while-revalidate=1000"));

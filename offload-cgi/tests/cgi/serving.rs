@@ -358,3 +358,16 @@ fn another_status_of_the_base_is_passed_on() {
         assert!(reply.header("Set-Cookie").is_none());
     }
 }
+
+#[test]
+fn the_sum_of_the_whole_file_is_not_sent_with_a_part_of_it() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "0123456789").with(&[("Content-MD5", "sum")]));
+    let host = Host::new(&base);
+    for (range, sum) in [("bytes=0-", None), ("bytes=1-2,5-6", None), ("none", Some("sum"))] {
+        for _ in ["cold", "warm"] {
+            let reply = host.get_with("/a", &[("Range", range)]);
+            assert_eq!(reply.header("Content-MD5"), sum, "{range}");
+        }
+    }
+}
