@@ -55,9 +55,11 @@ impl Downloads {
         let length = Ledger::words_needed(size) * 8;
         let file = open_lock(&folder.join(format!("downloads-{}", size.entries())))?;
         let whole = length.next_multiple_of(BELL) + BELL;
-        if file.metadata()?.len() != whole as u64 {
+        // One that is longer is used as far as it is needed: others may be at work in it.
+        let is_short = || io::Result::Ok(file.metadata()?.len() < whole as u64);
+        if is_short()? {
             fs2::FileExt::lock_exclusive(&file)?;
-            if file.metadata()?.len() != whole as u64 {
+            if is_short()? {
                 // Written and not only made longer: what is mapped must have its place on the disk.
                 file.write_all_at(&vec![0; whole], 0)?;
             }

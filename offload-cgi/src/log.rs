@@ -27,10 +27,14 @@ pub(crate) fn rarely(folder: &Path, subject: &str, text: &str) {
             .append(true)
             .create(true)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+            // Not for ever, should somebody have put a pipe there that nobody reads.
+            .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(place);
         let Ok(note) = note else { continue };
         let Ok(found) = note.metadata() else { continue };
+        if !found.is_file() {
+            continue;
+        }
         let age = found.modified().ok().and_then(|time| time.elapsed().ok());
         // A new file is empty; one byte says that something was written.
         if found.len() > 0 && age.is_some_and(|age| age < PAUSE) {

@@ -1,5 +1,9 @@
 //! One client, one file, many connections: no more than it may have.
 
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::ffi::OsStrExt as _;
+
 use super::base::{Base, Page};
 use super::host::{Host, Running};
 use super::pattern;
@@ -109,4 +113,18 @@ fn a_table_of_another_size_is_another_table() {
         assert_eq!(host.get("/a").status, 403, "{clients}");
         assert!(running.rest().1);
     }
+}
+
+#[test]
+fn a_table_that_is_longer_than_it_should_be_counts_on() {
+    let (_base, host) = offload("1");
+    let running = begin(&host, "/a", &[]);
+    let mut tables = fs::read_dir(host.cache()).unwrap().flatten();
+    let table = tables.find(|file| file.file_name().as_bytes().starts_with(b"downloads-")).unwrap();
+    fs::File::options().append(true).open(table.path()).unwrap().write_all(b"x").unwrap();
+    for _ in 0..2 {
+        assert_eq!(host.get("/a").status, 403);
+    }
+    assert!(running.rest().1);
+    assert_eq!(host.get("/a").status, 200);
 }

@@ -2,6 +2,9 @@
 
 use std::fs;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
 use super::base::{Base, Page};
 use super::host::Host;
 use super::pattern;
@@ -236,4 +239,23 @@ fn without_room_the_file_is_passed_through() {
         assert!(reply.status == 206 && reply.body == body[500..600], "{}", reply.log);
     }
     assert!(host.files("body").is_empty());
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_note_stops_nobody() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let mut host = Host::new(&base);
+    host.set("OFFLOAD_KEEP_FREE", "100%");
+    host.set("TMPDIR", host.folder.path().display().to_string().as_str());
+    host.get("/robots.txt");
+    let user = nix::unistd::Uid::effective();
+    let beside = host.folder.path().join(format!("offload-cgi-{user}-logged-no-room"));
+    for note in [host.cache().join("logged-no-room"), beside] {
+        let _ = fs::remove_file(&note);
+        mkfifo(&note, Mode::S_IRWXU).unwrap();
+        let reply = host.get("/a");
+        assert_eq!(reply.text(), "text");
+        assert!(reply.log.contains("no room"), "{}", reply.log);
+    }
 }
