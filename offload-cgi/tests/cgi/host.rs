@@ -6,6 +6,7 @@ use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -234,12 +235,21 @@ impl Running {
         in_time.then_some(rest)
     }
 
-    /// The whole reply.
+    /// The whole reply. A process that hangs is killed, which shows.
     pub(crate) fn end(mut self) -> Reply {
+        const LIMIT: Duration = Duration::from_secs(100);
+        let id = i32::try_from(self.child.id()).unwrap();
+        let (done, wait) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            if wait.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                kill(id, Signal::SIGKILL);
+            }
+        });
         let mut bytes = Vec::new();
         self.out.read_to_end(&mut bytes).unwrap();
         let mut log = String::new();
         self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        drop(done);
         let success = self.child.wait().unwrap().success();
         let end = bytes.windows(4).position(|window| window == b"\r\n\r\n").expect(&log);
         let head = String::from_utf8(bytes[..end].to_vec()).unwrap();
