@@ -16,11 +16,11 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::sys::statvfs::statvfs;
 
-use super::{Generation, Object, Store, files, is_name, quarantine};
+use super::{Generation, Object, Store, age, files, is_name, quarantine};
 use crate::log;
 use crate::options::Share;
 use crate::shared::Shared;
@@ -266,7 +266,8 @@ impl Store {
 
 impl Found {
     fn worth(&self, now: SystemTime) -> f64 {
-        let idle = now.duration_since(self.used).unwrap_or_default();
+        // What was used before the clock was set back may have been idle for ever.
+        let idle = age(self.used, now).unwrap_or(Duration::MAX);
         worth(self.uses, self.size, idle.as_secs_f64())
     }
 }
@@ -339,7 +340,7 @@ fn lot(count: usize) -> usize {
 impl Object {
     /// Notes that a client has asked for it while the base need not be asked.
     pub(crate) fn touch(&self, now: SystemTime) {
-        const PAUSE: std::time::Duration = std::time::Duration::from_secs(60);
+        const PAUSE: Duration = Duration::from_secs(60);
         let Ok(current) = files::open_to_touch(&self.file("current")) else { return };
         let used = current.metadata().and_then(|found| found.accessed());
         if used.is_ok_and(|used| now.duration_since(used).is_ok_and(|idle| idle < PAUSE)) {

@@ -17,6 +17,18 @@ fn large_idle_and_rarely_wanted_things_are_worth_less() {
 }
 
 #[test]
+fn what_was_used_before_the_clock_was_set_back_is_not_worth_most() {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+    let day = Duration::from_secs(86_400);
+    let used_at = |used| {
+        let found = Found { key: String::new(), generations: Vec::new(), size: 1, used, uses: 1 };
+        found.worth(now)
+    };
+    assert!(used_at(now + day) < used_at(now - day));
+    assert!(used_at(now - day) < used_at(now));
+}
+
+#[test]
 fn what_folders_take_is_counted_for_all() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("usage");
