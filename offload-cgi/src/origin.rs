@@ -148,7 +148,7 @@ impl Origin {
             // given, whatever mod_headers makes of it. It is asked first, for another version's bytes
             // would be sent in vain.
             match self.head(path)? {
-                Answer::File(now) if now.generation() == wanted.generation() => {
+                Answer::File(now) if now.is_of(wanted) => {
                     condition.clear();
                     response = get(range(wanted, part))?;
                 }

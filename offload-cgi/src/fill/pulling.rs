@@ -9,7 +9,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Filler, of_cache};
 use crate::breaker::Breaker;
-use crate::failure::{Failure, Kind};
+use crate::failure::{Contact, Failure, Kind};
 use crate::http::Part;
 use crate::origin::body_failure;
 
@@ -59,8 +59,14 @@ impl Filler<'_> {
         // A base that is down is left in peace by fills as well, however many files have readers who wait.
         let breaker = Breaker::of(self.store, &self.options.base.to_string());
         breaker.allow(SystemTime::now(), || true)?;
-        let mut incoming = self.origin.get(&self.order.path, &self.growing.record, part)?;
-        breaker.close(SystemTime::now());
+        let answer = self.origin.get(&self.order.path, &self.growing.record, part);
+        match answer.as_ref().map_or_else(|failure| failure.contact, |_| Contact::Made) {
+            Contact::Made => breaker.close(SystemTime::now()),
+            Contact::Missing => breaker.count(SystemTime::now()),
+            // HEAD says whether that is the file's fault.
+            Contact::Mute => {}
+        }
+        let mut incoming = answer?;
         if let Some(why) = incoming.representation.unstorable {
             // Its own headers rule, whatever HEAD has said.
             return Err(Kind::Unstorable.says(format!("the base sends it as {}", why.detail())));

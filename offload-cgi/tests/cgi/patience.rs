@@ -1,6 +1,10 @@
 //! Fills that fail: nobody waits for longer than `OFFLOAD_TIMEOUT`, and the base is not hammered meanwhile.
 
-use std::time::Duration;
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::base::{Base, Page};
 use super::host::Host;
@@ -87,4 +91,41 @@ fn a_connection_that_only_trickles_is_given_up_for_another() {
     let (reply, success) = client.rest_within(LIMIT).expect("it waits for ever");
     assert!(success && reply.ends_with(&body));
     assert_eq!(base.count("GET"), 2);
+}
+
+/// How often in a row there was no connection to the base, as the cache's note says.
+fn failures(host: &Host) -> u32 {
+    let mut entries = fs::read_dir(host.cache()).unwrap().flatten();
+    let note = entries.find(|it| it.file_name().to_string_lossy().starts_with("breaker-"));
+    let text = note.and_then(|note| fs::read_to_string(note.path()).ok()).unwrap_or_default();
+    text.split(' ').next().and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn fills_that_find_no_base_open_the_circuit_breaker() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = Host::of(listener.local_addr().unwrap().port());
+    let answer = |mut stream: TcpStream, body: &[u8]| {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            stream.read_exact(&mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        let text = "HTTP/1.1 200 OK\r\nETag: \"v1\"\r\nContent-Length: 200000\r\n\r\n";
+        stream.write_all(text.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+    };
+    let mut client = host.ask("GET", "/a", &[]);
+    answer(listener.accept().unwrap().0, b"");
+    answer(listener.accept().unwrap().0, &pattern(1000));
+    client.read_body(1000);
+    // Nobody asks for anything new: only the fill of the client that waits finds out.
+    drop(listener);
+    let begun = Instant::now();
+    while failures(&host) < 3 {
+        assert!(begun.elapsed() < LIMIT, "{}", failures(&host));
+        thread::sleep(Duration::from_millis(20));
+    }
+    client.kill();
 }
