@@ -1,30 +1,28 @@
 //! `make bench-store`: what the offload host's store costs, beside its peers, in one run.
 //!
-//! * a hit of 64 KB through CGI, beside a CGI in C that writes 64 KB, on the same httpd;
-//! * a cold file through the program, beside curl that writes it to the same disk;
-//! * a hit in a cache of 1,000,000 objects, beside one of 10 (`BENCH_OBJECTS`);
-//! * 1,000 clients (`BENCH_CLIENTS`) of a cold file of 100 MB: how many GETs, and how long after the first byte
-//!   landed each has it.
+//! 1. a hit of 64 KB through CGI, beside a CGI in C that writes 64 KB, on the same httpd;
+//! 2. a cold file through the program, beside curl that writes it to the same disk;
+//! 3. a hit in a cache of 1,000,000 objects, beside one of 10 (`BENCH_OBJECTS`);
+//! 4. 1,000 clients (`BENCH_CLIENTS`) of a cold file of 100 MB: how many GETs, and how long after the first byte
+//!    landed each has it.
 //!
-//! Rounds alternate and medians count. `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be set.
+//! Rounds alternate and medians count. `BENCH_PARTS` (1234), `BENCH_ROUNDS` (5) and `BENCH_SECONDS` (3) can be
+//! set.
 
 // A benchmark ends where something does not hold.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod crowd;
+
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsFd as _;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use offload_tests::load::{median, wrk};
 use offload_tests::offload::PairSetup;
-use offload_tests::{Artifacts, Mpm, Origin, Request, Scratch, Setup, bytes, write_bytes};
+use offload_tests::{Artifacts, Mpm, Scratch, Setup, bytes, write_bytes};
 use sha2::{Digest as _, Sha256};
 
 const PEER: &str = r#"
@@ -44,10 +42,13 @@ fn number(name: &str, default: usize) -> usize {
 }
 
 fn main() {
-    hits();
-    fills();
-    objects();
-    crowd();
+    let parts = std::env::var("BENCH_PARTS").unwrap_or_else(|_| "1234".to_owned());
+    let all: [(char, fn()); 4] = [('1', hits), ('2', fills), ('3', objects), ('4', crowd::run)];
+    for (part, run) in all {
+        if parts.contains(part) {
+            run();
+        }
+    }
 }
 
 /// Requests a second.
@@ -180,93 +181,4 @@ fn fill_with_objects(cache: &Path, count: usize) {
         fs::write(folder.join(format!("{key}.current")), format!("{name}\n")).unwrap();
         File::create(folder.join(format!("{key}-{name}.body"))).unwrap();
     }
-}
-
-/// GETs, and milliseconds from the base's first byte to each client's.
-fn crowd() {
-    let clients = number("BENCH_CLIENTS", 1000);
-    let (mut middles, mut lasts, mut gets) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..number("BENCH_ROUNDS", 5) {
-        let released = Arc::new(AtomicBool::new(false));
-        let count = Arc::new(AtomicUsize::new(0));
-        let sent = Arc::new(Mutex::new(None));
-        let (go, counted, moment) = (Arc::clone(&released), Arc::clone(&count), Arc::clone(&sent));
-        let base = Origin::start(move |request: &Request, stream| {
-            let length = 100 << 20;
-            let _ = write!(
-                stream,
-                "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nETag: \"one\"\r\nConnection: close\r\n\r\n"
-            );
-            if request.method == "GET" {
-                counted.fetch_add(1, Ordering::SeqCst);
-                while !go.load(Ordering::SeqCst) {
-                    thread::sleep(Duration::from_millis(1));
-                }
-                *moment.lock().unwrap() = Some(Instant::now());
-                let _ = stream.write_all(&[b'x'; 1000]);
-                // What follows is not what is measured; the clients are gone by then.
-                thread::sleep(Duration::from_secs(20));
-            }
-        });
-        let scratch = Scratch::new();
-        let cache = scratch.path().join("cache");
-        let mut running: Vec<Child> = (0..clients)
-            .map(|_| {
-                let mut command = program(&base.url(), &cache, "/a.bin");
-                command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
-            })
-            .collect();
-        // All of them wait.
-        thread::sleep(Duration::from_secs(6));
-        released.store(true, Ordering::SeqCst);
-        let mut times = vec![None; clients];
-        let mut heads = vec![Vec::new(); clients];
-        while times.iter().any(Option::is_none) {
-            let waiting: Vec<usize> = (0..clients).filter(|at| times[*at].is_none()).collect();
-            let mut list: Vec<_> = waiting
-                .iter()
-                .map(|at| {
-                    PollFd::new(running[*at].stdout.as_ref().unwrap().as_fd(), PollFlags::POLLIN)
-                })
-                .collect();
-            poll(&mut list, PollTimeout::NONE).unwrap();
-            let now = Instant::now();
-            let ready: Vec<usize> = waiting
-                .iter()
-                .zip(&list)
-                .filter(|(_, polled)| polled.any().unwrap_or(false))
-                .map(|(at, _)| *at)
-                .collect();
-            for at in ready {
-                let mut buffer = [0; 2000];
-                let count = running[at].stdout.as_mut().unwrap().read(&mut buffer).unwrap();
-                heads[at].extend_from_slice(&buffer[..count]);
-                let end = heads[at].windows(4).position(|window| window == b"\r\n\r\n");
-                if count == 0 || end.is_some_and(|end| heads[at].len() > end + 4) {
-                    times[at] = Some(now);
-                }
-            }
-        }
-        let begun = sent.lock().unwrap().unwrap();
-        let mut delays: Vec<f64> = times
-            .into_iter()
-            .map(|time| time.unwrap().duration_since(begun).as_secs_f64() * 1e3)
-            .collect();
-        delays.sort_by(f64::total_cmp);
-        middles.push(delays[clients / 2]);
-        lasts.push(delays[clients - 1]);
-        gets.push(count.load(Ordering::SeqCst) as f64);
-        for child in &mut running {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-        eprint!(".");
-    }
-    println!(
-        "\n{clients} clients of a cold file of 100 MB: {} GET; from the base's first byte to that of the client in \
-         the middle {:.1} ms, of the last {:.1} ms (wanted: 5 ms)",
-        median(gets),
-        median(middles),
-        median(lasts)
-    );
 }
