@@ -67,7 +67,7 @@ fuzz: export RUSTFLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module
 	-Cllvm-args=-sanitizer-coverage-trace-compares
 fuzz: ## What a client, a base or a damaged disk may send, by libFuzzer (SECONDS_EACH=60)
 	$(CARGO) build --release --manifest-path offload-cgi/fuzz/Cargo.toml --target-dir $(TARGET)/fuzz --target $$(rustc -vV | sed -n 's/host: //p')
-	@for target in head range path metadata; do \
+	@for target in head request range path metadata; do \
 	    mkdir -p $(TARGET)/fuzz/corpus/$$target; \
 	    $(TARGET)/fuzz/$$(rustc -vV | sed -n 's/host: //p')/release/$$target -max_total_time=$(or $(SECONDS_EACH),60) \
 	        -print_final_stats=1 -artifact_prefix=$(TARGET)/fuzz/ $(TARGET)/fuzz/corpus/$$target offload-cgi/fuzz/corpus/$$target \
@@ -93,7 +93,7 @@ bench-throttle: build ## Rates, workers and CPU beside mod_ratelimit, mod_bw, mo
 
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
-	UPDATE_README=1 $(CARGO) test -q -p offload-cgi the_readme_has
+	UPDATE_README=1 $(CARGO) test -q -p offload-cgi --lib the_readme_has -- --test-threads=1
 
 install: build ## Install the module where apxs says, and offload-cgi into CGIDIR
 	install -D -m 644 $(TARGET)/release/libmod_offload.so "$(DESTDIR)$$($(APXS) -q LIBEXECDIR)/mod_offload.so"

@@ -32,7 +32,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    fn status(self) -> u16 {
+    pub(crate) fn status(self) -> u16 {
         match self {
             Self::Method | Self::Query => 403,
             Self::Body | Self::Path(_) => 400,
@@ -94,6 +94,9 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
         };
         let (software, trust) = (variable("SERVER_SOFTWARE"), variable("ap_trust_cgilike_cl"));
         check_server(software.as_deref(), trust.as_deref())?;
+        if options.dupe_mode == DupeMode::Share {
+            return Err("OFFLOAD_DUPE_MODE: share needs the daemon; use deny or queue".to_owned());
+        }
         Ok((options, origin, store))
     });
     let (options, origin, store) = match ready {
@@ -126,7 +129,10 @@ pub(crate) fn run(read: impl FnOnce() -> Result<Options, String>) -> ExitCode {
         let source = format!("{}{}", options.base, request.path);
         Some(match options.dupe_mode {
             DupeMode::Deny => downloads.take(client?, &source, options.max_dupes),
-            DupeMode::Queue => downloads.wait_for(client?, &source, options.max_dupes, patience),
+            // Settings with `share` are refused above.
+            DupeMode::Queue | DupeMode::Share => {
+                downloads.wait_for(client?, &source, options.max_dupes, patience)
+            }
         })
     };
     let patience = options.timeout.duration();

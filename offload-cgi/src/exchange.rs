@@ -9,7 +9,7 @@ use offload_core::path::CanonicalPath;
 
 use self::heads::{head, multipart};
 use crate::ask::{Asker, Certainty, Found, Known};
-use crate::body::{Body, Supply};
+use crate::body::{Body, Piece, Supply};
 use crate::failure::{Failure, Kind};
 use crate::http::{Conditions, Part, Verdict, judge};
 use crate::options::Options;
@@ -37,6 +37,14 @@ pub(crate) struct Exchange<'a> {
     pub(crate) origin: &'a Origin,
     /// None where the cache cannot be had: then everything is passed through.
     pub(crate) store: Option<&'a Store>,
+}
+
+/// A whole body of the cache, open; nobody takes it away meanwhile.
+pub(crate) struct Kept {
+    pub(crate) record: Representation,
+    pub(crate) file: File,
+    checked: SystemTime,
+    pub(crate) until: SystemTime,
 }
 
 impl<'a> Exchange<'a> {
@@ -197,25 +205,48 @@ impl<'a> Exchange<'a> {
 
     /// Answers from a body in the cache.
     fn reply_with(&self, request: &Request, source: Source<'a>) -> Reply<'a> {
-        let record = &source.record;
+        let mut reply = self.shape(request, &source.record);
+        if reply.body.pieces.iter().any(|piece| matches!(piece, Piece::Part(_))) {
+            reply.body.supply = self.stored(source, request.path.as_str().to_owned());
+        }
+        reply
+    }
+
+    /// A reply about a body that somebody else supplies.
+    fn shape(&self, request: &Request, record: &Representation) -> Reply<'a> {
         let verdict = self.judge(request, record);
         let reply = head(record, verdict.clone());
-        let path = request.path.as_str().to_owned();
         match verdict {
-            Verdict::Whole => {
-                let part = Part::whole(record.length);
-                reply.body(Body::part(part, self.stored(source, path)))
-            }
-            Verdict::Part(part) => reply.body(Body::part(part, self.stored(source, path))),
+            Verdict::Whole => reply.body(Body::part(Part::whole(record.length), Supply::None)),
+            Verdict::Part(part) => reply.body(Body::part(part, Supply::None)),
             Verdict::Parts(parts) => {
                 let (content_type, length, pieces) = multipart(record, &parts);
                 reply
                     .header("Content-Type", &content_type)
                     .header("Content-Length", &length.to_string())
-                    .body(Body { pieces, supply: self.stored(source, path) })
+                    .body(Body { pieces, supply: Supply::None })
             }
             _ => reply,
         }
+    }
+
+    /// A whole body of the cache that may be served without asking anybody, and until when: for who
+    /// keeps it open.
+    pub(crate) fn keep(&self, request: &Request) -> Option<Kept> {
+        let object = self.store?.object(&self.options.base, request.path.as_str());
+        let (found, freshness) = self.asker(self.store?, &object, request).recall()?;
+        let until = found.checked.checked_add(freshness.lifetime)?;
+        let generation = object.generation(&found.representation.generation());
+        let whole = generation.open_whole().ok()??;
+        let mut record = found.representation;
+        record.validators.answered = whole.record.validators.answered;
+        let usable = record.unstorable.is_none() && SystemTime::now() < until;
+        usable.then_some(Kept { record, file: whole.file, checked: found.checked, until })
+    }
+
+    /// Answers with a body that was kept open; its parts are those of the kept file.
+    pub(crate) fn answer_with(&self, request: &Request, kept: &Kept) -> Reply<'a> {
+        hit(self.shape(request, &kept.record), kept.checked, Certainty::Fresh)
     }
 
     fn stored(&self, source: Source<'a>, path: String) -> Supply<'a> {

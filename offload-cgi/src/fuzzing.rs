@@ -6,6 +6,7 @@ use ureq::http::{HeaderMap, HeaderName, HeaderValue};
 use crate::cgi;
 use crate::client::Trust;
 use crate::freshness::{Defaults, Freshness};
+use crate::head::{BadHead, Head, Scan};
 use crate::http::{Conditions, EntityTag, Modified, Part, Selection, Validators, judge, select};
 use crate::representation::Representation;
 use crate::store::fuzzing as store;
@@ -129,6 +130,38 @@ pub fn path(data: &[u8]) {
         CanonicalPath::parse(text.as_bytes()).map(|again| again.to_string()),
         Ok(text.to_owned())
     );
+}
+
+/// What a client of the daemon sends: in pieces it is the same as in one, and no head reaches over another's end.
+pub fn request(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else { return };
+    assert_eq!(heads(bytes, usize::MAX), heads(bytes, usize::from(*size).max(1)));
+}
+
+fn heads(mut bytes: &[u8], size: usize) -> (Vec<Head>, Option<BadHead>) {
+    let (mut buffer, mut scan, mut found) = (Vec::new(), Scan::default(), Vec::new());
+    loop {
+        match scan.find(&buffer) {
+            Ok(Some((head, end))) => {
+                assert!(buffer[..end].ends_with(b"\r\n\r\n"));
+                let start = buffer.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(0);
+                let inside = &buffer[start..end - 1];
+                assert!(!inside.windows(4).any(|window| window == b"\r\n\r\n"));
+                head.variable("HTTP_RANGE");
+                head.host();
+                buffer.drain(..end);
+                scan = Scan::default();
+                found.push(head);
+            }
+            Ok(None) if bytes.is_empty() => return (found, None),
+            Ok(None) => {
+                let (piece, rest) = bytes.split_at(size.min(bytes.len()));
+                buffer.extend_from_slice(piece);
+                bytes = rest;
+            }
+            Err(error) => return (found, Some(error)),
+        }
+    }
 }
 
 /// What stands in the files of a cache.

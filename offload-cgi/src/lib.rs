@@ -9,6 +9,7 @@ mod body;
 mod breaker;
 mod cgi;
 mod client;
+mod daemon;
 mod downloads;
 mod exchange;
 mod failure;
@@ -16,6 +17,7 @@ mod fill;
 mod freshness;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod head;
 mod http;
 mod local;
 mod log;
@@ -24,6 +26,7 @@ mod origin;
 mod process;
 mod reply;
 mod representation;
+mod sender;
 #[allow(unsafe_code)] // Mapped memory, and nothing else.
 mod shared;
 mod source;
@@ -36,6 +39,7 @@ use std::process::ExitCode;
 use lexopt::{Arg, Parser};
 use offload_core::units::Span;
 
+use crate::daemon::{Flags, Settings};
 use crate::options::Options;
 use crate::tools::{Tool, Wishes};
 
@@ -43,6 +47,9 @@ use crate::tools::{Tool, Wishes};
 enum Mode {
     /// The environment decides; flags win over its settings.
     Serve(Vec<(String, OsString)>),
+    /// Serve as a daemon, or say whether it could.
+    Daemon(Flags),
+    Check(Flags),
     /// Fill the cache: for the program itself.
     Fill(Vec<OsString>),
     /// Look after the cache, with these settings.
@@ -58,6 +65,8 @@ pub fn main() -> ExitCode {
     }
     match mode(Parser::from_env()) {
         Ok(Mode::Serve(_)) => say(true),
+        Ok(Mode::Daemon(flags)) => daemon::serve(&flags),
+        Ok(Mode::Check(flags)) => daemon::check(&flags),
         Ok(Mode::Fill(words)) => fill(&words),
         Ok(Mode::Look(tool, wishes, flags)) => {
             let options = Options::read(std::env::vars_os(), &flags);
@@ -125,8 +134,19 @@ fn say(complain: bool) -> ExitCode {
          \x20 offload-cgi clean     ask the base about each file; what is gone or changed is removed\n\
          \x20     --urls              print what was found and the URL\n\
          \x20     --short             also remove files that are not whole\n\
-         \x20     --younger-than 7d   only files that were asked about within this time\n",
-        Options::help()
+         \x20     --younger-than 7d   only files that were asked about within this time\n\
+         \n\
+         Or without a web server:\n\
+         \n\
+         \x20 offload-cgi serve --listen 0.0.0.0:80 --base http://base.example.org --cache /var/cache/offload\n\
+         \x20 offload-cgi serve --config /etc/offload.conf\n\
+         \x20 offload-cgi check --config /etc/offload.conf\n\
+         \n\
+         It has the settings above and these; in the file they are 'cache-max = 100G', a line each:\n\
+         \n\
+         {}",
+        Options::help(),
+        Settings::help()
     );
     if complain {
         eprint!("{text}");
@@ -163,6 +183,12 @@ fn mode(mut parser: Parser) -> Result<Mode, String> {
             Arg::Value(word) if tool.is_none() && word.to_str().and_then(Tool::of).is_some() => {
                 tool = word.to_str().and_then(Tool::of);
             }
+            Arg::Value(word) if word == daemon::WORD && flags.is_empty() => {
+                return flags_of_daemon(parser).map(Mode::Daemon);
+            }
+            Arg::Value(word) if word == daemon::CHECK && flags.is_empty() => {
+                return flags_of_daemon(parser).map(Mode::Check);
+            }
             other => return Err(format!("{}; see --help", other.unexpected())),
         }
     }
@@ -170,4 +196,19 @@ fn mode(mut parser: Parser) -> Result<Mode, String> {
         Some(tool) => Mode::Look(tool, wishes, flags),
         None => Mode::Serve(flags),
     })
+}
+
+/// The flags behind `serve` or `check`.
+fn flags_of_daemon(mut parser: Parser) -> Result<Flags, String> {
+    let mut flags = Flags::new();
+    while let Some(argument) = parser.next().map_err(|error| error.to_string())? {
+        match argument {
+            Arg::Long(name) if Settings::has_flag(name) => {
+                let name = name.to_owned();
+                flags.push((name, parser.value().map_err(|error| error.to_string())?));
+            }
+            other => return Err(format!("{}; see --help", other.unexpected())),
+        }
+    }
+    Ok(flags)
 }

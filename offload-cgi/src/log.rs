@@ -10,7 +10,12 @@ use std::time::{Duration, SystemTime};
 /// Writes one line to stderr, which httpd puts into its error log.
 pub(crate) fn line(text: &str) {
     // Nothing is left to be done about a log that cannot be written.
-    let _ = std::io::stderr().write_all(format!("offload-cgi: {}\n", escape(text)).as_bytes());
+    let _ = std::io::stderr().write_all(of_program(text).as_bytes());
+}
+
+/// A line of the error log.
+pub(crate) fn of_program(text: &str) -> String {
+    format!("offload-cgi: {}\n", escape(text))
 }
 
 /// Writes one line, unless one about the same subject was written less than a minute ago. What is written
@@ -89,7 +94,8 @@ impl Access<'_> {
         file.write_all(self.line(now).as_bytes())
     }
 
-    fn line(&self, now: SystemTime) -> String {
+    /// The line itself.
+    pub(crate) fn line(&self, now: SystemTime) -> String {
         let field = |text: &str| match text {
             "" => "-".to_owned(),
             _ => escape(text).replace('"', "\\\""),

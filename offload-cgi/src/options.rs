@@ -97,6 +97,8 @@ pub(crate) enum DupeMode {
     Deny,
     /// It waits until another one ends.
     Queue,
+    /// It is let in, and all together get what one would get; only the daemon can do that.
+    Share,
 }
 
 impl DupeMode {
@@ -104,7 +106,8 @@ impl DupeMode {
         match word.to_ascii_lowercase().as_str() {
             "deny" => Ok(Self::Deny),
             "queue" => Ok(Self::Queue),
-            _ => Err(format!("'{word}' is neither deny nor queue; use one of these")),
+            "share" => Ok(Self::Share),
+            _ => Err(format!("'{word}' is neither deny, queue nor share; use one of these")),
         }
     }
 }
@@ -210,7 +213,8 @@ const SETTINGS: [Setting; 18] = [
     Setting {
         variable: "OFFLOAD_DUPE_MODE",
         flag: "dupe-mode",
-        help: "deny answers one more with 403; queue lets it wait for OFFLOAD_TIMEOUT [deny]",
+        help: "deny answers one more with 403; queue lets it wait for OFFLOAD_TIMEOUT; share (daemon only) \
+               lets it in, and all get one's rate [deny]",
         set: |draft, value| put(&mut draft.dupe_mode, DupeMode::parse(word(value)?)),
     },
     Setting {
@@ -305,6 +309,17 @@ impl Options {
             );
         }
         text
+    }
+
+    /// Whether a value will do for the setting of this flag's name; `None` when there is no such setting.
+    pub(crate) fn check(flag: &str, value: &OsStr) -> Option<Result<(), String>> {
+        let setting = SETTINGS.iter().find(|setting| setting.flag == flag)?;
+        Some((setting.set)(&mut Draft::default(), value))
+    }
+
+    /// The names of all flags.
+    pub(crate) fn flags() -> impl Iterator<Item = &'static str> {
+        SETTINGS.iter().map(|setting| setting.flag)
     }
 
     /// Whether there is a flag of this name.
@@ -462,7 +477,7 @@ mod tests {
             ("OFFLOAD_LOG", "log", "begin it with '/'"),
             ("OFFLOAD_DEBUG", "", "on nor off"),
             ("OFFLOAD_MAX_DUPES", "-1", "0 to"),
-            ("OFFLOAD_DUPE_MODE", "share", "deny nor queue"),
+            ("OFFLOAD_DUPE_MODE", "both", "deny, queue nor share"),
             ("OFFLOAD_MAX_CLIENTS", "0", "1 to"),
             ("OFFLOAD_TRUST", "x", "ADDRESS/BITS"),
             ("OFFLOAD_DOCUMENT_ROOT", "www", "begin it with '/'"),

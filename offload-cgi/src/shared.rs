@@ -1,10 +1,12 @@
 //! Memory that all processes of an offload host share: mapped files, and waiting for a change of one word.
 //!
-//! The only unsafe code of this program. What is mapped is never shortened by this program, so that no
+//! Beside them, what the daemon needs of the kernel and no crate gives: socket options, descriptors that were
+//! handed to this process. The only unsafe code of this program. What is mapped is never shortened by this program, so that no
 //! access ends in SIGBUS unless the disk itself fails; and it is only ever used through atomics.
 
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
 use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::time::Duration;
@@ -70,4 +72,44 @@ pub(crate) fn wait(word: &AtomicU32, seen: u32, limit: Duration) {
 pub(crate) fn wake(word: &AtomicU32) {
     // SAFETY: the address is that of a living value, which the kernel does not touch.
     unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+}
+
+/// Paces what leaves a TCP socket, in bytes a second (`SO_MAX_PACING_RATE`, socket(7)); `None`: not at all.
+pub(crate) fn pace(socket: BorrowedFd<'_>, rate: Option<u64>) {
+    // 0 would mean: as slowly as can be.
+    let rate = rate.map_or(u64::MAX, |rate| rate.max(1));
+    set(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &rate);
+}
+
+/// How much may wait in a TCP socket unsent (`TCP_NOTSENT_LOWAT`, tcp(7)).
+pub(crate) fn limit_queue(socket: BorrowedFd<'_>, bytes: u32) {
+    set(socket, libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, &bytes);
+}
+
+/// An option that is a number. A kernel that does not know it sends as it always did.
+fn set<T: Copy>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) {
+    let length = libc::socklen_t::try_from(size_of::<T>()).unwrap_or_default();
+    // SAFETY: the kernel reads `length` bytes of a living value, and the descriptor is open while borrowed.
+    unsafe {
+        libc::setsockopt(socket.as_raw_fd(), level, name, (&raw const *value).cast(), length);
+    }
+}
+
+/// How many bytes in a socket the other side has not acknowledged (`SIOCOUTQ`, tcp(7)).
+pub(crate) fn queued(socket: BorrowedFd<'_>) -> u64 {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the kernel writes one int into a living one.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut count) };
+    if result == 0 { u64::try_from(count).unwrap_or(0) } else { 0 }
+}
+
+/// Owns a descriptor that was handed to this process: by its parent in an agreed place, or in a message.
+/// `None` when it is none.
+///
+/// Nobody else in this program may own it; each caller says why that is so.
+pub(crate) fn adopt(descriptor: RawFd) -> Option<OwnedFd> {
+    // SAFETY: F_GETFD only asks whether it is open.
+    let open = descriptor >= 0 && unsafe { libc::fcntl(descriptor, libc::F_GETFD) } >= 0;
+    // SAFETY: it is open, and the callers see to it that it is owned once.
+    open.then(|| unsafe { OwnedFd::from_raw_fd(descriptor) })
 }

@@ -95,6 +95,11 @@ impl<'a> Source<'a> {
         self.growth.as_ref().is_none_or(|growth| growth.has(parts))
     }
 
+    /// The file that is written to whenever there is news of a growing body: for inotify.
+    pub(crate) fn news(&self) -> Option<&File> {
+        self.growth.as_ref().map(|growth| growth.progress.file())
+    }
+
     /// How often the body has changed: to be asked before `look`, for a wait that follows it.
     pub(crate) fn changes(&self) -> u32 {
         self.growth.as_ref().map_or(0, |growth| growth.progress.changes())

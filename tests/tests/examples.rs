@@ -96,7 +96,10 @@ fn there_is_a_test_for_every_example() {
             "htaccess.example",
             "limits.conf",
             "offload-cgi.conf",
-            "throttle.conf"
+            // The daemon's: offload-cgi/tests/daemon serves with the one and reads the other.
+            "offload.conf",
+            "offload.service",
+            "throttle.conf",
         ]
     );
 }

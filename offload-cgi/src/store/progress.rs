@@ -109,6 +109,11 @@ impl Progress {
         Ok(same.then_some(Self { map, file, blocks }))
     }
 
+    /// The file itself, for those who watch it.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// How the body is cut.
     pub(crate) fn blocks(&self) -> Blocks {
         self.blocks

@@ -1,0 +1,325 @@
+//! The daemon's life: start, signals, reload, upgrade, drain.
+
+use std::env;
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsFd as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+
+use super::Common;
+use super::admin::Admin;
+use super::journal::Journal;
+use super::listen::{self, Address, Listener};
+use super::plan::Plan;
+use super::pool::Pool;
+use super::settings::{Flags, Settings};
+use super::site::Sites;
+use super::upgrade::{self, Before};
+use crate::log;
+use crate::sender::{Inbox, Sender};
+
+/// How often it is looked whether what drains has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// The daemon, as its first thread sees it.
+struct Daemon {
+    common: Arc<Common>,
+    sites: Sites,
+    settings: Settings,
+    flags: Flags,
+    listeners: Vec<Arc<Listener>>,
+    admin: Admin,
+    senders: Vec<(Arc<Inbox>, JoinHandle<()>)>,
+}
+
+/// Starts, serves, ends.
+///
+/// # Errors
+/// A sentence, when it cannot start.
+pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
+    let signals = SigSet::from_iter([
+        Signal::SIGTERM,
+        Signal::SIGINT,
+        Signal::SIGHUP,
+        Signal::SIGUSR2,
+        Signal::SIGCHLD,
+    ]);
+    // Before there is a second thread, so that all of them leave signals to this one.
+    signals.thread_block().map_err(|error| format!("signals cannot be blocked: {error}"))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+        .map_err(|error| format!("signals cannot be read: {error}"))?;
+    raise_limits();
+    let passed = listen::passed(|name| env::var(name).ok())?;
+    let before = upgrade::before()?;
+    let mut there: Vec<Arc<Listener>> = passed.iter().map(|(one, _)| Arc::clone(one)).collect();
+    there.extend(before.iter().flat_map(|before| before.listeners.iter().map(Arc::clone)));
+    let mut listeners = listen::open(&settings.listen, &mut there)?;
+    let mut admin = listen::open(&settings.admin, &mut there)?;
+    for (listener, is_admin) in &passed {
+        let mine = if *is_admin { &mut admin } else { &mut listeners };
+        if !mine.iter().any(|known| Arc::ptr_eq(known, listener)) {
+            mine.push(Arc::clone(listener));
+        }
+    }
+    if listeners.is_empty() {
+        return Err("listen is not set; set it to 0.0.0.0:80, [::]:80 or unix:/PATH".to_owned());
+    }
+    become_user(&settings)?;
+    let sites = Sites::default();
+    let plan = plan(&settings, &sites)?;
+    let failed = |error: io::Error| format!("the daemon cannot start: {error}");
+    let (journal, writer) = Journal::start().map_err(failed)?;
+    let pool = Pool::start(settings.workers).map_err(failed)?;
+    let common = Arc::new(Common::new(plan, pool, journal));
+    let mut senders = Vec::new();
+    for _ in 0..settings.senders {
+        senders.push(Sender::start(&common, listeners.clone()).map_err(failed)?);
+    }
+    let inboxes = senders.iter().map(|(inbox, _)| Arc::clone(inbox)).collect();
+    let admin = Admin::start(&common, inboxes, admin).map_err(failed)?;
+    let mut daemon =
+        Daemon { common, sites, settings, flags: flags.clone(), listeners, admin, senders };
+    daemon.say_where();
+    if let Some(before) = before {
+        before.ready();
+    }
+    notify("READY=1");
+    if !daemon.wait(&signals) {
+        daemon.listeners.iter().for_each(|listener| listener.unlink());
+        daemon.admin.listeners().iter().for_each(|listener| listener.unlink());
+    }
+    daemon.drain(&signals);
+    daemon.common.journal.end();
+    let _ = writer.join();
+    Ok(())
+}
+
+fn plan(settings: &Settings, sites: &Sites) -> Result<Plan, String> {
+    let sites = settings.sites.iter().map(|site| sites.site(site)).collect::<Result<_, _>>()?;
+    Ok(Plan {
+        header_timeout: settings.header_timeout,
+        idle_timeout: settings.idle_timeout,
+        min_rate: settings.min_rate,
+        max_connections: settings.max_connections,
+        max_client_connections: settings.max_client_connections,
+        log_format: settings.log_format,
+        sites,
+    })
+}
+
+impl Daemon {
+    fn say_where(&self) {
+        let of = |listeners: &[Arc<Listener>]| {
+            let words: Vec<String> =
+                listeners.iter().map(|listener| listener.address().to_string()).collect();
+            words.join(" ")
+        };
+        log::line(&format!("serves on {}", of(&self.listeners)));
+        if !self.admin.listeners().is_empty() {
+            log::line(&format!("admin on {}", of(self.admin.listeners())));
+        }
+    }
+
+    /// Does what signals ask for, until one asks for the end. Whether another process has taken over.
+    fn wait(&mut self, signals: &SignalFd) -> bool {
+        loop {
+            match next(signals, None) {
+                Some(Signal::SIGTERM | Signal::SIGINT) => return false,
+                Some(Signal::SIGHUP) => self.reload(),
+                Some(Signal::SIGUSR2) => {
+                    let all: Vec<_> =
+                        self.listeners.iter().chain(self.admin.listeners()).cloned().collect();
+                    match upgrade::start(&all) {
+                        Ok(child) => {
+                            notify(&format!("MAINPID={child}"));
+                            log::line(&format!("process {child} takes over"));
+                            return true;
+                        }
+                        Err(sentence) => log::line(&format!("no upgrade: {sentence}")),
+                    }
+                }
+                Some(Signal::SIGCHLD) => reap(),
+                _ => {}
+            }
+        }
+    }
+
+    fn reload(&mut self) {
+        notify("RELOADING=1");
+        match self.try_reload() {
+            Ok(()) => log::line("reloaded"),
+            Err(sentences) => {
+                for sentence in sentences {
+                    log::line(&format!("not reloaded, all stays as it was: {sentence}"));
+                }
+            }
+        }
+        self.common.journal.reopen();
+        notify("READY=1");
+    }
+
+    fn try_reload(&mut self) -> Result<(), Vec<String>> {
+        let settings = Settings::read(env::vars_os(), &self.flags)?;
+        settings.warnings.iter().for_each(|warning| log::line(warning));
+        let listeners = self.listeners_of(&settings.listen, &self.listeners)?;
+        let admin = self.listeners_of(&settings.admin, self.admin.listeners())?;
+        let plan = plan(&settings, &self.sites).map_err(|error| vec![error])?;
+        for (now, then, what) in [
+            (settings.workers, self.settings.workers, "workers"),
+            (settings.senders, self.settings.senders, "senders"),
+        ] {
+            if now != then {
+                log::line(&format!(
+                    "{what} is changed by a restart or an upgrade, not by a reload"
+                ));
+            }
+        }
+        self.common.replace(plan);
+        for (inbox, _) in &self.senders {
+            inbox.listen(listeners.clone());
+        }
+        self.admin.listen(admin);
+        self.listeners = listeners;
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// Those of systemd stay where the settings name none.
+    fn listeners_of(
+        &self,
+        wanted: &[Address],
+        there: &[Arc<Listener>],
+    ) -> Result<Vec<Arc<Listener>>, Vec<String>> {
+        if wanted.is_empty() && self.settings.listen.is_empty() {
+            return Ok(there.to_vec());
+        }
+        listen::open(wanted, &mut there.to_vec()).map_err(|error| vec![error])
+    }
+
+    /// Waits until the running downloads have ended, but not for ever.
+    fn drain(&mut self, signals: &SignalFd) {
+        notify("STOPPING=1");
+        for (inbox, _) in &self.senders {
+            inbox.drain();
+        }
+        self.admin.end();
+        // The last ones: from here on connections are refused, unless another process has these sockets.
+        self.listeners.clear();
+        let end = Instant::now() + self.settings.drain;
+        let running = |daemon: &Self| {
+            let senders = daemon.senders.iter().any(|(_, thread)| !thread.is_finished());
+            senders || daemon.common.carriers.load(Ordering::Acquire) > 0
+        };
+        while running(self) && Instant::now() < end {
+            match next(signals, Some(LOOK)) {
+                // Whoever asks twice is in a hurry.
+                Some(Signal::SIGTERM | Signal::SIGINT) => break,
+                Some(Signal::SIGCHLD) => reap(),
+                _ => {}
+            }
+        }
+        if running(self) {
+            let left = self.common.doors.total();
+            log::line(&format!("{left} connections were cut off at the end of the drain"));
+        }
+    }
+}
+
+/// The next signal; `None` when none has come for so long.
+fn next(signals: &SignalFd, limit: Option<Duration>) -> Option<Signal> {
+    let limit = limit.map_or(PollTimeout::NONE, |limit| {
+        PollTimeout::try_from(limit).unwrap_or(PollTimeout::ZERO)
+    });
+    let mut wait = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    let _ = poll(&mut wait, limit);
+    let info = signals.read_signal().ok()??;
+    Signal::try_from(i32::try_from(info.ssi_signo).ok()?).ok()
+}
+
+/// Takes note of the processes that have filled the cache and ended.
+fn reap() {
+    while let Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) =
+        waitpid(None, Some(WaitPidFlag::WNOHANG))
+    {}
+}
+
+/// Each download needs a descriptor or a few.
+fn raise_limits() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+/// Stops being root.
+fn become_user(settings: &Settings) -> Result<(), String> {
+    let Some(name) = &settings.user else {
+        if geteuid().is_root() {
+            log::line("it runs as root; name a user to become (user = www-data)");
+        }
+        return Ok(());
+    };
+    let user = User::from_name(name)
+        .ok()
+        .flatten()
+        .ok_or_else(|| format!("user: there is no user '{name}'"))?;
+    if geteuid() == user.uid {
+        return Ok(());
+    }
+    for site in &settings.sites {
+        if let Some(cache) = &site.options.cache
+            && !cache.exists()
+        {
+            std::fs::create_dir_all(cache)
+                .and_then(|()| Ok(nix::unistd::chown(cache, Some(user.uid), Some(user.gid))?))
+                .map_err(|error| format!("cache: '{}': {error}", cache.display()))?;
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+            let _ = std::fs::set_permissions(cache, mode);
+        }
+    }
+    let words = CString::new(name.as_str()).map_err(|_| format!("user: '{name}' is no name"))?;
+    initgroups(&words, user.gid)
+        .and_then(|()| setgid(user.gid))
+        .and_then(|()| setuid(user.uid))
+        .map_err(|error| format!("user: cannot become '{name}': {error}"))
+}
+
+/// Tells systemd (sd_notify(3)), if it has started this process.
+pub(super) fn notify(what: &str) {
+    let Some(path) = env::var_os("NOTIFY_SOCKET") else { return };
+    let name = path.as_encoded_bytes();
+    let address = match name.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(&path),
+    };
+    let mut text = what.to_owned();
+    if what == "RELOADING=1"
+        && let Ok(now) = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+    {
+        let now = Duration::from(now).as_micros();
+        text.push_str(&format!("\nMONOTONIC_USEC={now}"));
+    }
+    if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
+        let _ = socket.send_to_addr(text.as_bytes(), &address);
+    }
+}
+
+/// What of the process before is to be told.
+impl Before {
+    fn ready(self) {
+        self.tell();
+    }
+}

@@ -1,0 +1,184 @@
+//! One base that this daemon serves: its settings, what it needs to answer, and what it keeps open.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, SystemTime};
+
+use crate::client::prefix;
+use crate::downloads::Downloads;
+use crate::exchange::{Exchange, Kept, Request};
+use crate::log;
+use crate::options::{DupeMode, Options};
+use crate::origin::Origin;
+use crate::sender::Caps;
+use crate::store::{Store, Unusable};
+
+/// So many files of a base are kept open.
+const MOST_KEPT: usize = 512;
+/// So long at most, whatever the base says: whoever looks at the disk also says there that it is in use.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// What a site is made of, as it is configured.
+#[derive(Clone, Debug)]
+pub(crate) struct SiteSettings {
+    /// `[base NAME]`, or nothing where there is one base and no section.
+    pub(crate) name: String,
+    /// The Host names that mean it, in lower case; none: all that mean no other.
+    pub(crate) hosts: Vec<String>,
+    pub(crate) options: Options,
+    /// Bytes a second of a connection.
+    pub(crate) rate: Option<u64>,
+    /// The first bytes of a reply, which are not paced.
+    pub(crate) burst: u64,
+    /// Bytes a second of all downloads of a client.
+    pub(crate) client_rate: Option<u64>,
+}
+
+/// A base that is served.
+pub(crate) struct Site {
+    pub(crate) settings: SiteSettings,
+    /// No other site has had it.
+    pub(crate) number: usize,
+    origin: Origin,
+    store: Option<Store>,
+    downloads: Option<&'static Downloads>,
+    kept: RwLock<HashMap<String, Arc<Kept>>>,
+}
+
+/// All sites that this process has ever had: running downloads may still use them, so none is taken away, and one
+/// that comes again unchanged is used again. What a change of settings leaves behind is a few kilobytes.
+#[derive(Default)]
+pub(crate) struct Sites {
+    all: Mutex<Vec<(String, &'static Site)>>,
+    tables: Mutex<HashMap<(PathBuf, u32), &'static Downloads>>,
+}
+
+impl Sites {
+    /// The site with these settings.
+    ///
+    /// # Errors
+    /// A sentence, when it cannot be served.
+    pub(crate) fn site(&self, settings: &SiteSettings) -> Result<&'static Site, String> {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        let words = format!("{settings:?}");
+        let known = all.iter().find(|(known, site)| *known == words && site.store.is_some());
+        if let Some((_, site)) = known {
+            return Ok(site);
+        }
+        let options = &settings.options;
+        let origin = Origin::new(options)?;
+        let store = match Store::open(options) {
+            _ if options.document_root.is_some() => None,
+            Ok(store) => Some(store),
+            Err(Unusable::Wrong(sentence)) => return Err(sentence),
+            Err(Unusable::Missing(sentence)) => {
+                log::line(&format!("{sentence}; nothing is stored until a reload (SIGHUP)"));
+                None
+            }
+        };
+        let site: &'static Site = Box::leak(Box::new(Site {
+            settings: settings.clone(),
+            number: all.len(),
+            origin,
+            downloads: self.downloads(options, store.is_some()),
+            store,
+            kept: RwLock::default(),
+        }));
+        all.push((words, site));
+        Ok(site)
+    }
+
+    /// The table of downloads, one for each cache: a process is one owner in it.
+    fn downloads(&self, options: &Options, stored: bool) -> Option<&'static Downloads> {
+        let counted = options.max_dupes > 0 && options.dupe_mode != DupeMode::Share;
+        let folder = options.cache.as_ref().filter(|_| counted && stored)?;
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (folder.clone(), options.max_clients);
+        if let Some(table) = tables.get(&key) {
+            return Some(table);
+        }
+        match Downloads::open(folder, options.max_clients) {
+            Ok(downloads) => {
+                let downloads: &'static Downloads = Box::leak(Box::new(downloads));
+                tables.insert(key, downloads);
+                Some(downloads)
+            }
+            Err(error) => {
+                log::line(&format!("OFFLOAD_MAX_DUPES: nobody is counted: {error}"));
+                None
+            }
+        }
+    }
+}
+
+impl Site {
+    pub(crate) fn exchange(&'static self) -> Exchange<'static> {
+        Exchange {
+            options: &self.settings.options,
+            origin: &self.origin,
+            store: self.store.as_ref(),
+        }
+    }
+
+    pub(crate) fn options(&self) -> &Options {
+        &self.settings.options
+    }
+
+    /// The table that counts the connections of a client for a file, if they are counted.
+    pub(crate) fn downloads(&self) -> Option<&'static Downloads> {
+        self.downloads
+    }
+
+    /// What a download may take.
+    pub(crate) fn caps(&self) -> Caps {
+        let shared = self.options().dupe_mode == DupeMode::Share;
+        Caps {
+            own: self.settings.rate,
+            client: self.settings.client_rate,
+            file: self.settings.rate.filter(|_| shared),
+        }
+    }
+
+    /// The open body of a path, while it may be served without asking anybody.
+    pub(crate) fn kept(&self, path: &str, now: SystemTime) -> Option<Arc<Kept>> {
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.get(path).filter(|kept| now < kept.until).cloned()
+    }
+
+    /// Keeps the body of a request open, if it may be served without asking anybody for a while.
+    pub(crate) fn keep(&'static self, request: &Request) {
+        let Some(mut kept) = self.exchange().keep(request) else { return };
+        let now = SystemTime::now();
+        kept.until = kept.until.min(now.checked_add(LONGEST).unwrap_or(now));
+        let mut all = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        if all.len() >= MOST_KEPT {
+            all.retain(|_, kept| now < kept.until);
+        }
+        if all.len() < MOST_KEPT {
+            all.insert(request.path.as_str().to_owned(), Arc::new(kept));
+        }
+    }
+
+    /// Whether there is anything to be closed some day.
+    pub(crate) fn has_kept(&self) -> bool {
+        !self.kept.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Closes what may not be served any more.
+    pub(crate) fn tidy(&self, now: SystemTime) {
+        let expired = {
+            let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+            kept.values().any(|kept| now >= kept.until)
+        };
+        if expired {
+            let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+            kept.retain(|_, kept| now < kept.until);
+        }
+    }
+}
+
+/// What makes one client, for rates and caps: a Unix socket's peer is the proxy before it, one client.
+pub(crate) fn client_of(address: Option<std::net::IpAddr>) -> [u8; 8] {
+    address.map_or([0xff; 8], prefix)
+}

@@ -1,0 +1,308 @@
+//! A connection: what it is doing, and what is still to go out on it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use std::vec::IntoIter;
+
+use nix::sys::inotify::WatchDescriptor;
+
+use super::pace::Paced;
+use super::socket::{Moved, Socket};
+use crate::body::{Body, Piece, Supply};
+use crate::daemon::{Entered, Visit};
+use crate::downloads::Place;
+use crate::exchange::{Kept, Request};
+use crate::failure::{Failure, Kind};
+use crate::head::Scan;
+use crate::http::Part;
+use crate::options::Options;
+use crate::origin::Origin;
+use crate::source::{Look, Source};
+
+/// After so many bytes at a time others have their turn.
+const TURN: u64 = 2 << 20;
+/// The most that one call moves of a paced connection, so that its speed holds soon.
+const STEP: u64 = 64 << 10;
+
+/// A connection and its record.
+pub(super) struct Connection {
+    pub(super) socket: Arc<Socket>,
+    /// What has come and was not read yet. Without memory while nothing is there.
+    pub(super) buffer: Vec<u8>,
+    pub(super) scan: Scan,
+    pub(super) state: State,
+    /// Whether there may be something to receive, and room to send.
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+    /// Whether the other side has said that it will send no more.
+    pub(super) ended: bool,
+    /// Whether it waits for its next turn already.
+    pub(super) queued: bool,
+    /// Requests so far.
+    pub(super) served: u64,
+    /// Since when it does what it does.
+    pub(super) since: Instant,
+    pub(super) entered: Option<Entered>,
+}
+
+/// What a connection is doing.
+pub(super) enum State {
+    /// A head is to come.
+    Reading,
+    /// An exchange is at work.
+    Asked,
+    /// It waits until another download of the same client and file has ended.
+    Waiting(Box<Waiting>),
+    Sending(Box<Sending>),
+    /// All is sent; what still comes is thrown away, for if it were left unread the client might lose the reply.
+    Lingering,
+}
+
+/// A request whose turn has not come.
+pub(super) struct Waiting {
+    pub(super) ask: Ask,
+    pub(super) until: Instant,
+}
+
+/// A request for a file of a site.
+pub(super) struct Ask {
+    pub(super) site: &'static crate::daemon::Site,
+    pub(super) request: Arc<Request>,
+    pub(super) visit: Box<Visit>,
+    pub(super) minor: u8,
+    pub(super) keep: bool,
+}
+
+/// A reply on its way out.
+pub(super) struct Sending {
+    /// The head, then the text between parts; so much of it is sent.
+    pub(super) text: Vec<u8>,
+    pub(super) text_sent: usize,
+    pub(super) in_head: bool,
+    pub(super) part: Option<Part>,
+    pub(super) pieces: IntoIter<Piece>,
+    pub(super) supply: Bytes,
+    pub(super) keep: bool,
+    pub(super) visit: Box<Visit>,
+    pub(super) site: Option<&'static crate::daemon::Site>,
+    /// Bytes of the body that are sent.
+    pub(super) sent: u64,
+    pub(super) place: Option<Place<'static>>,
+    pub(super) paced: Option<Paced>,
+    /// So many bytes go out before the speed holds.
+    pub(super) burst: u64,
+    /// For who waits for a growing body: what wakes it, what it has seen, and when that changed last.
+    pub(super) watch: Option<WatchDescriptor>,
+    pub(super) changes: u32,
+    pub(super) changed: Instant,
+    pub(super) is_waiting: bool,
+    /// When the client's progress was measured last, and how far it was.
+    pub(super) window: (Instant, u64),
+    /// Bytes a second lately.
+    pub(super) rate: u64,
+    pub(super) last: (Instant, u64),
+}
+
+/// Where the parts of a body are.
+pub(super) enum Bytes {
+    None,
+    Kept(Arc<Kept>),
+    Stored {
+        source: Box<Source<'static>>,
+        origin: &'static Origin,
+        path: String,
+        options: &'static Options,
+    },
+}
+
+/// How far a reply has got.
+#[derive(Debug)]
+pub(super) enum Sent {
+    /// The socket is full.
+    Full,
+    /// Others have their turn.
+    Turn,
+    /// The body's next bytes are not there yet.
+    Wait,
+    All,
+    /// The client has gone.
+    Gone,
+    /// The body's bytes do not come.
+    Cut(Failure),
+    /// The rest can only be had past the cache, by a thread.
+    Carry,
+}
+
+impl Sending {
+    /// Sends what can be sent now.
+    pub(super) fn advance(&mut self, socket: &Socket, now: Instant) -> Sent {
+        let mut turn = TURN;
+        loop {
+            if self.text_sent < self.text.len() {
+                let more = self.part.is_some() || !self.pieces.as_slice().is_empty();
+                match socket.send(&self.text[self.text_sent..], more) {
+                    Ok(Moved::Bytes(count)) => {
+                        self.text_sent += count;
+                        if !self.in_head {
+                            self.sent += count as u64;
+                        }
+                    }
+                    Ok(Moved::Full) => return Sent::Full,
+                    Err(_) => return Sent::Gone,
+                }
+                continue;
+            }
+            if !self.text.is_empty() {
+                (self.text, self.text_sent, self.in_head) = (Vec::new(), 0, false);
+            }
+            let Some(part) = self.part.filter(|part| part.length > 0) else {
+                match self.pieces.next() {
+                    None => return Sent::All,
+                    Some(Piece::Text(text)) => self.text = text.into_bytes(),
+                    Some(Piece::Part(part)) => self.part = Some(part),
+                }
+                continue;
+            };
+            if turn == 0 {
+                return Sent::Turn;
+            }
+            let most = self.may_send().min(turn).min(part.length);
+            match self.move_bytes(socket, part, most, now) {
+                Ok(count) => {
+                    turn = turn.saturating_sub(count);
+                    self.sent += count;
+                    let left = part.length - count;
+                    self.part = Some(Part { first: part.first + count, length: left });
+                }
+                Err(sent) => return sent,
+            }
+        }
+    }
+
+    /// How many bytes may go out in one step, at least one; begins to pace when the burst is over.
+    fn may_send(&mut self) -> u64 {
+        let Some(paced) = &self.paced else { return u64::MAX };
+        if paced.has_begun() {
+            return STEP;
+        }
+        let left = self.burst.saturating_sub(self.sent);
+        if left == 0 {
+            paced.begin();
+            return STEP;
+        }
+        left.min(STEP)
+    }
+
+    fn move_bytes(
+        &mut self,
+        socket: &Socket,
+        part: Part,
+        most: u64,
+        now: Instant,
+    ) -> Result<u64, Sent> {
+        let moved = match &mut self.supply {
+            Bytes::None => {
+                return Err(Sent::Cut(Kind::NoRoom.says("there is a part and no file")));
+            }
+            Bytes::Kept(kept) => socket.send_file(&kept.file, part.first, most),
+            Bytes::Stored { source, .. } => {
+                source.begin();
+                let changes = source.changes();
+                match source.look(part.first) {
+                    Ok(Look::Bytes(there)) => {
+                        self.is_waiting = false;
+                        self.changed = now;
+                        socket.send_file(source.file(), part.first, most.min(there))
+                    }
+                    Ok(Look::Wait) => {
+                        if changes != self.changes || !self.is_waiting {
+                            (self.changes, self.changed) = (changes, now);
+                        }
+                        self.is_waiting = true;
+                        return Err(Sent::Wait);
+                    }
+                    Err(failure)
+                        if failure.kind == Kind::NoRoom
+                            && (part.first == 0 || source.record.validators.are_strong()) =>
+                    {
+                        return Err(Sent::Carry);
+                    }
+                    Err(failure) => return Err(Sent::Cut(failure)),
+                }
+            }
+        };
+        match moved {
+            Ok(Moved::Bytes(0)) => {
+                Err(Sent::Cut(Kind::NoRoom.says("the cached file is shorter than it was")))
+            }
+            Ok(Moved::Bytes(count)) => Ok(count as u64),
+            Ok(Moved::Full) => Err(Sent::Full),
+            Err(_) => Err(Sent::Gone),
+        }
+    }
+
+    /// The rest as a body for a thread that may wait.
+    pub(super) fn into_rest(self) -> (Vec<u8>, Body<'static>, Rest) {
+        let text = self.text.get(self.text_sent..).unwrap_or_default().to_vec();
+        let part = self.part.filter(|part| part.length > 0).map(Piece::Part);
+        let pieces = part.into_iter().chain(self.pieces).collect();
+        let supply = match self.supply {
+            Bytes::Stored { source, origin, path, options } => {
+                Supply::Stored { source, origin, path, options }
+            }
+            Bytes::None | Bytes::Kept(_) => Supply::None,
+        };
+        let rest = Rest {
+            visit: self.visit,
+            site: self.site,
+            sent: self.sent,
+            _place: self.place,
+            paced: self.paced,
+        };
+        (text, Body { pieces, supply }, rest)
+    }
+
+    /// Whether the client is too slow: less than `min_rate` bytes a second, of which not more can be asked than it
+    /// is given, over a whole `patience`; nothing at all is always too slow.
+    pub(super) fn is_stuck(
+        &mut self,
+        socket: &Socket,
+        min_rate: u64,
+        patience: Duration,
+        now: Instant,
+    ) -> bool {
+        if self.is_waiting {
+            // The base is slow, not the client.
+            self.window = (now, self.sent.saturating_sub(socket.queued()));
+            return false;
+        }
+        let time = now.saturating_duration_since(self.window.0);
+        if time < patience {
+            return false;
+        }
+        let arrived = self.sent.saturating_sub(socket.queued());
+        let progress = arrived.saturating_sub(self.window.1);
+        let given = self.paced.as_ref().map_or(u64::MAX, |paced| paced.rate() / 2);
+        let wanted = min_rate.min(given).saturating_mul(time.as_secs());
+        self.window = (now, arrived);
+        progress < wanted.max(1)
+    }
+
+    /// Measures the speed, for who looks at it.
+    pub(super) fn measure(&mut self, now: Instant) {
+        let time = now.saturating_duration_since(self.last.0).as_millis();
+        let count = u128::from(self.sent.saturating_sub(self.last.1));
+        let rate = u64::try_from(count * 1000 / time.max(1)).unwrap_or(u64::MAX);
+        self.rate = if self.rate == 0 { rate } else { self.rate / 4 * 3 + rate / 4 };
+        self.last = (now, self.sent);
+    }
+}
+
+/// What belongs to a reply besides its bytes.
+pub(super) struct Rest {
+    pub(super) visit: Box<Visit>,
+    pub(super) site: Option<&'static crate::daemon::Site>,
+    pub(super) sent: u64,
+    _place: Option<Place<'static>>,
+    pub(super) paced: Option<Paced>,
+}

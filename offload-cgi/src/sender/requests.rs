@@ -1,0 +1,373 @@
+//! From bytes that came in to a reply that goes out: heads, hits, whom to ask, whose turn it is.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::connection::{Ask, Bytes, Connection, Sending, State, Waiting};
+use super::inbox::{Answered, Inbox, Message};
+use super::socket::Moved;
+use super::{Fate, Sender};
+use crate::body::Supply;
+use crate::daemon::{Site, Step, Visit, client_of, has_end, read, write_head};
+use crate::downloads::Place;
+use crate::head::{BadHead, Head, Scan};
+use crate::options::DupeMode;
+use crate::reply::Reply;
+
+/// A debt: whoever asked gets a reply, even if the exchange panics.
+struct Owed {
+    inbox: Arc<Inbox>,
+    number: u64,
+    ask: Option<Ask>,
+    place: Option<Place<'static>>,
+}
+
+impl Owed {
+    fn pay(&mut self, reply: Reply<'static>) {
+        if let Some(ask) = self.ask.take() {
+            let answered = Answered { ask, reply, place: self.place.take() };
+            self.inbox.put(Message::Answer(self.number, Box::new(answered)));
+        }
+    }
+}
+
+impl Drop for Owed {
+    fn drop(&mut self) {
+        self.pay(Reply::page(500, "Something went wrong here; the error log says what."));
+    }
+}
+
+/// Whether a client may download now.
+enum Turn {
+    Now(Option<Place<'static>>),
+    Later,
+    Never,
+}
+
+impl Sender {
+    /// Receives until there is a head, and sees to it that it is answered. `None`: the connection goes on.
+    pub(super) fn read(&mut self, connection: &mut Box<Connection>, number: u64) -> Option<Fate> {
+        let found = if connection.buffer.is_empty() {
+            Ok(None)
+        } else {
+            let mut scan = std::mem::take(&mut connection.scan);
+            let found = scan.find(&connection.buffer);
+            connection.scan = scan;
+            found
+        };
+        match found {
+            Ok(Some((head, end))) => {
+                connection.buffer.drain(..end);
+                self.headed(connection, number, &head)
+            }
+            Ok(None) => self.receive(connection, number),
+            Err(bad) => self.refuse(connection, bad),
+        }
+    }
+
+    fn receive(&mut self, connection: &mut Box<Connection>, number: u64) -> Option<Fate> {
+        if !connection.readable {
+            return Some(Fate::Keep);
+        }
+        let count = match connection.socket.receive(&mut self.scratch) {
+            Ok(Moved::Bytes(0)) | Err(_) => return Some(Fate::Close),
+            Ok(Moved::Full) => {
+                connection.readable = false;
+                return Some(Fate::Keep);
+            }
+            Ok(Moved::Bytes(count)) => count,
+        };
+        // What comes after this, or the end that has not come yet, is another edge.
+        connection.readable = count == self.scratch.len() || connection.ended;
+        let bytes = self.scratch.get(..count).unwrap_or_default();
+        if !connection.buffer.is_empty() {
+            connection.buffer.extend_from_slice(bytes);
+            return None;
+        }
+        if connection.served > 0 {
+            // The time for a head begins with its first byte.
+            connection.since = self.now;
+        }
+        let mut scan = Scan::default();
+        match scan.find(bytes) {
+            Ok(Some((head, end))) => {
+                connection.buffer = bytes.get(end..).unwrap_or_default().to_vec();
+                self.headed(connection, number, &head)
+            }
+            Ok(None) => {
+                connection.buffer = bytes.to_vec();
+                connection.scan = scan;
+                None
+            }
+            Err(bad) => self.refuse(connection, bad),
+        }
+    }
+
+    fn headed(
+        &mut self,
+        connection: &mut Box<Connection>,
+        number: u64,
+        head: &Head,
+    ) -> Option<Fate> {
+        connection.scan = Scan::default();
+        if connection.buffer.is_empty() {
+            connection.buffer = Vec::new();
+        }
+        connection.served += 1;
+        let visit = Visit::new(head, &self.plan, connection.socket.peer(), self.now);
+        let visit = Box::new(visit);
+        // After a body that is not read nobody knows where the next head begins.
+        let keep = head.wants_more() && !head.has_body() && !self.draining;
+        match read(head, &self.plan) {
+            Step::Reply(reply) => self.reply(connection, visit, head.minor(), keep, reply),
+            Step::Ask(site, request) => {
+                let minor = head.minor();
+                let ask = Ask { site, request: Arc::new(request), visit, minor, keep };
+                self.ask(connection, number, ask)
+            }
+        }
+    }
+
+    /// What is no request of HTTP.
+    fn refuse(&mut self, connection: &mut Box<Connection>, bad: BadHead) -> Option<Fate> {
+        connection.buffer = Vec::new();
+        connection.served += 1;
+        let visit = Box::new(Visit::unreadable(connection.socket.peer(), self.now));
+        let reply = Reply::refused(bad.status(), &bad.to_string());
+        self.reply(connection, visit, 1, false, reply)
+    }
+
+    /// A file is wanted: sees whether its client may have it now, then who can answer.
+    pub(super) fn ask(
+        &mut self,
+        connection: &mut Box<Connection>,
+        number: u64,
+        ask: Ask,
+    ) -> Option<Fate> {
+        let place = match self.turn_of(&ask) {
+            Turn::Now(place) => place,
+            Turn::Later => {
+                let until = self.now + ask.site.options().timeout.duration();
+                connection.state = State::Waiting(Box::new(Waiting { ask, until }));
+                self.queue.push(number);
+                return Some(Fate::Keep);
+            }
+            Turn::Never => return self.too_many(connection, ask),
+        };
+        if let Some(kept) = ask.site.kept(ask.request.path.as_str(), SystemTime::now()) {
+            let reply = ask.site.exchange().answer_with(&ask.request, &kept);
+            return self.begin_with(connection, number, ask, reply, place, Bytes::Kept(kept));
+        }
+        connection.state = State::Asked;
+        let (site, request) = (ask.site, Arc::clone(&ask.request));
+        let inbox = Arc::clone(&self.inbox);
+        self.common.pool.give(site.number, move || {
+            let mut owed = Owed { inbox, number, ask: Some(ask), place };
+            let reply = site.exchange().answer(&request);
+            let (revalidate, hit) = (reply.revalidate, is_hit(&reply));
+            if hit && !revalidate {
+                site.keep(&request);
+            }
+            owed.pay(reply);
+            if revalidate {
+                site.exchange().revalidate(&request);
+            }
+        });
+        Some(Fate::Keep)
+    }
+
+    fn turn_of(&self, ask: &Ask) -> Turn {
+        let (Some(downloads), Some(client)) = (ask.site.downloads(), ask.visit.client) else {
+            return Turn::Now(None);
+        };
+        let options = ask.site.options();
+        // What is only asked for on a condition may have no body. Who may have to wait is counted all the same.
+        let counted = ask.request.get
+            && (options.dupe_mode == DupeMode::Queue || !ask.request.conditions.may_have_no_body());
+        if !counted {
+            return Turn::Now(None);
+        }
+        let source = format!("{}{}", options.base, ask.request.path);
+        match downloads.take(client, &source, options.max_dupes) {
+            Some(place) => Turn::Now(Some(place)),
+            None if options.dupe_mode == DupeMode::Queue => Turn::Later,
+            None => Turn::Never,
+        }
+    }
+
+    fn too_many(&mut self, connection: &mut Box<Connection>, ask: Ask) -> Option<Fate> {
+        self.common.counters.refused_downloads.add(1);
+        let reply = Reply::too_many(ask.site.options().max_dupes);
+        self.reply(connection, ask.visit, ask.minor, ask.keep, reply)
+    }
+
+    /// Looks whose turn has come.
+    pub(super) fn ask_queue(&mut self) {
+        for number in std::mem::take(&mut self.queue) {
+            let Some(mut connection) = self.table.take(number) else { continue };
+            let state = std::mem::replace(&mut connection.state, State::Reading);
+            let State::Waiting(waiting) = state else {
+                connection.state = state;
+                self.table.put(number, connection);
+                continue;
+            };
+            let Waiting { ask, until } = *waiting;
+            let fate = if self.now >= until {
+                self.too_many(&mut connection, ask)
+            } else {
+                self.ask(&mut connection, number, ask)
+            };
+            self.table.put(number, connection);
+            if fate.is_none() {
+                self.again_number(number);
+            }
+        }
+    }
+
+    fn again_number(&mut self, number: u64) {
+        if !self.turns.contains(&number) {
+            self.turns.push_back(number);
+        }
+    }
+
+    /// An exchange has the reply. `None`: it can go out.
+    pub(super) fn begin(
+        &mut self,
+        connection: &mut Box<Connection>,
+        number: u64,
+        ask: Ask,
+        reply: Reply<'static>,
+        mut place: Option<Place<'static>>,
+    ) -> Option<Fate> {
+        let options = ask.site.options();
+        let has_body = matches!(reply.code, 200 | 206) && ask.request.get;
+        if !has_body {
+            place = None;
+        } else if place.is_none()
+            && options.dupe_mode == DupeMode::Deny
+            && let (Some(downloads), Some(client)) = (ask.site.downloads(), ask.visit.client)
+        {
+            let source = format!("{}{}", options.base, ask.request.path);
+            place = downloads.take(client, &source, options.max_dupes);
+            if place.is_none() {
+                return self.too_many(connection, ask);
+            }
+        }
+        self.begin_with(connection, number, ask, reply, place, Bytes::None)
+    }
+
+    fn begin_with(
+        &mut self,
+        connection: &mut Box<Connection>,
+        number: u64,
+        ask: Ask,
+        mut reply: Reply<'static>,
+        place: Option<Place<'static>>,
+        supply: Bytes,
+    ) -> Option<Fate> {
+        let body = std::mem::take(&mut reply.body);
+        let supply = match body.supply {
+            Supply::None => supply,
+            Supply::Stored { source, origin, path, options } => {
+                Bytes::Stored { source, origin, path, options }
+            }
+            Supply::Passing(incoming) if ask.request.get => {
+                // The base's speed, and a thread: there is no file to send from.
+                let Ask { site, visit, minor, .. } = ask;
+                let sending = self.sending(visit, Some(site), minor, false, &reply);
+                connection.state = State::Sending(Box::new(Sending { place, ..sending }));
+                let body =
+                    crate::body::Body { pieces: body.pieces, supply: Supply::Passing(incoming) };
+                return Some(self.carry(connection, number, Some(body)));
+            }
+            Supply::Passing(_) => Bytes::None,
+        };
+        let Ask { site, request, visit, minor, keep } = ask;
+        let caps = site.caps();
+        let mut sending = self.sending(visit, Some(site), minor, keep, &reply);
+        if request.get {
+            sending.pieces = body.pieces.into_iter();
+            sending.supply = supply;
+            sending.place = place;
+            let paced = !caps.is_none() && matches!(reply.code, 200 | 206);
+            if paced && let Some(peer) = connection.socket.peer() {
+                // Behind a proxy the connection is the proxy's; its client is whom it names.
+                let client = client_of(sending.visit.client.or(Some(peer)));
+                let path = request.path.as_str();
+                let socket = &connection.socket;
+                sending.paced =
+                    Some(self.common.paces.join(socket, caps, client, site.number, path));
+                sending.burst = site.settings.burst;
+            }
+        }
+        connection.state = State::Sending(Box::new(sending));
+        connection.since = self.now;
+        None
+    }
+
+    /// A reply of this program itself.
+    fn reply(
+        &mut self,
+        connection: &mut Box<Connection>,
+        visit: Box<Visit>,
+        minor: u8,
+        keep: bool,
+        mut reply: Reply<'static>,
+    ) -> Option<Fate> {
+        let body = std::mem::take(&mut reply.body);
+        let mut sending = self.sending(visit, None, minor, keep, &reply);
+        if !sending.visit.head_only {
+            sending.pieces = body.pieces.into_iter();
+        }
+        connection.state = State::Sending(Box::new(sending));
+        connection.since = self.now;
+        None
+    }
+
+    fn sending(
+        &self,
+        mut visit: Box<Visit>,
+        site: Option<&'static Site>,
+        minor: u8,
+        keep: bool,
+        reply: &Reply<'static>,
+    ) -> Sending {
+        let keep = keep && has_end(reply);
+        visit.code = reply.code;
+        visit.cache = reply.note.as_str().into();
+        if reply.loud || site.is_some_and(|site| site.options().debug) {
+            self.common.journal.tell(&format!("{} {}: {}", reply.code, visit.line, reply.note));
+        }
+        self.common.count(reply, site.is_some());
+        Sending {
+            text: write_head(reply, minor, keep),
+            text_sent: 0,
+            in_head: true,
+            part: None,
+            pieces: Vec::new().into_iter(),
+            supply: Bytes::None,
+            keep,
+            visit,
+            site,
+            sent: 0,
+            place: None,
+            paced: None,
+            burst: 0,
+            watch: None,
+            changes: 0,
+            changed: self.now,
+            is_waiting: false,
+            window: (self.now, 0),
+            rate: 0,
+            last: (self.now, 0),
+        }
+    }
+}
+
+/// Whether all that is asked for was in the cache.
+fn is_hit(reply: &Reply<'_>) -> bool {
+    reply
+        .headers
+        .iter()
+        .any(|(name, value)| name == "Cache-Status" && value.starts_with("offload; hit"))
+}

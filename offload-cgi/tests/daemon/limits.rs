@@ -1,0 +1,102 @@
+//! Too many, too slow, too late.
+
+use std::time::{Duration, Instant};
+
+use super::base::{Base, Page};
+use super::host::{eventually, start};
+use super::pattern;
+
+#[test]
+fn a_connection_too_many_is_told_to_come_again() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let daemon = start(&base, "max-client-connections = 3\nadmin = 127.0.0.1:0\n");
+    let mut connections: Vec<_> = (0..3).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        assert_eq!(connection.get("/a").status, 200);
+    }
+    let mut refused = daemon.connect();
+    let answer = refused.receive();
+    assert_eq!((answer.status, answer.field("Retry-After")), (503, "10"));
+    assert!(answer.text().ends_with("moment.\n") && refused.has_ended());
+    drop(connections.pop());
+    eventually("there is room again", || {
+        let mut connection = daemon.connect();
+        connection.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        (connection.receive().status == 200).then_some(())
+    });
+    assert!(daemon.look("/.offload/status?json").number("refused_connections") > 0);
+}
+
+#[test]
+fn connections_are_counted_in_all_too() {
+    let base = Base::start();
+    let daemon = start(&base, "max-connections = 2\n");
+    let mut connections: Vec<_> = (0..2).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        assert_eq!(connection.get("/robots.txt").status, 200);
+    }
+    assert_eq!(daemon.connect().receive().status, 503);
+}
+
+#[test]
+fn a_thousand_heads_that_never_end_delay_nobody_and_are_ended() {
+    let (base, body) = (Base::start(), pattern(100_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let daemon = start(&base, "header-timeout = 2s\nadmin = 127.0.0.1:0\n");
+    assert!(daemon.get("/a").body == body);
+    let mut slow: Vec<_> = (0..1000).map(|_| daemon.connect()).collect();
+    for connection in &mut slow {
+        connection.send("GET /a HTTP/1.1\r\nHost: x\r\nX: ");
+    }
+    let open = || daemon.look("/.offload/status?json").number("connections_open");
+    eventually("all are in", || (open() >= 1000).then_some(()));
+    for _ in 0..20 {
+        assert!(daemon.get("/a").body == body);
+    }
+    // A byte now and then keeps none of them alive.
+    eventually("all are ended", || {
+        for connection in &mut slow {
+            let _ = std::io::Write::write_all(connection.stream.get_mut(), b"a");
+        }
+        (open() == 0).then_some(())
+    });
+    assert_eq!(slow[0].receive().status, 408);
+}
+
+#[test]
+fn an_idle_connection_is_ended_and_a_silent_one_too() {
+    let base = Base::start();
+    let daemon = start(&base, "idle-timeout = 1s\nheader-timeout = 2s\n");
+    let (mut idle, mut silent) = (daemon.connect(), daemon.connect());
+    assert_eq!(idle.get("/robots.txt").status, 200);
+    assert!(idle.has_ended());
+    assert!(silent.has_ended());
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
+    let (base, body) = (Base::start(), pattern(8_000_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let daemon = start(&base, "timeout = 3s\nmin-rate = 1000\nadmin = 127.0.0.1:0\n");
+    assert!(daemon.get("/a").body == body);
+    let (mut stuck, mut slow) = (daemon.connect_slow(), daemon.connect_slow());
+    for connection in [&mut stuck, &mut slow] {
+        connection.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(connection.head().status, 200);
+    }
+    let look = || daemon.look("/.offload/status?json");
+    let begun = Instant::now();
+    let mut read = Vec::new();
+    eventually("the one that takes nothing is cut off", || {
+        // 8 KB now and then: more than 1000 bytes a second, by far.
+        read.extend(slow.read(8 << 10));
+        std::thread::sleep(Duration::from_millis(50));
+        (look().number("timeouts") == 1).then_some(())
+    });
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    assert!(look().text().contains("GET /a"), "the slow one goes on");
+    read.extend(slow.read(8_000_000 - read.len()));
+    assert!(read == body);
+    assert!(stuck.rest().len() < 8_000_000);
+}
