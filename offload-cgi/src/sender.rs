@@ -470,8 +470,8 @@ impl Sender {
 
     fn answer(&mut self, number: u64, answered: Answered) {
         let Some(mut connection) = self.table.take(number) else { return };
-        let fate =
-            self.begin(&mut connection, number, answered.ask, answered.reply, answered.place);
+        let Answered { ask, reply, place } = answered;
+        let fate = self.begin(&mut connection, number, ask, reply, place, connection::Bytes::None);
         self.table.put(number, connection);
         match fate {
             Some(Fate::Close) => {

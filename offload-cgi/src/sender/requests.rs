@@ -156,7 +156,7 @@ impl Sender {
         };
         if let Some(kept) = ask.site.kept(ask.request.path.as_str(), SystemTime::now()) {
             let reply = ask.site.exchange().answer_with(&ask.request, &kept);
-            return self.begin_with(connection, number, ask, reply, place, Bytes::Kept(kept));
+            return self.begin(connection, number, ask, reply, place, Bytes::Kept(kept));
         }
         connection.state = State::Asked;
         let (site, request) = (ask.site, Arc::clone(&ask.request));
@@ -230,14 +230,15 @@ impl Sender {
         }
     }
 
-    /// An exchange has the reply. `None`: it can go out.
+    /// There is a reply, whose parts are those of `supply` if it has none of its own. `None`: it can go out.
     pub(super) fn begin(
         &mut self,
         connection: &mut Box<Connection>,
         number: u64,
         ask: Ask,
-        reply: Reply<'static>,
+        mut reply: Reply<'static>,
         mut place: Option<Place<'static>>,
+        supply: Bytes,
     ) -> Option<Fate> {
         let options = ask.site.options();
         let has_body = matches!(reply.code, 200 | 206) && ask.request.get;
@@ -253,18 +254,6 @@ impl Sender {
                 return self.too_many(connection, ask);
             }
         }
-        self.begin_with(connection, number, ask, reply, place, Bytes::None)
-    }
-
-    fn begin_with(
-        &mut self,
-        connection: &mut Box<Connection>,
-        number: u64,
-        ask: Ask,
-        mut reply: Reply<'static>,
-        place: Option<Place<'static>>,
-        supply: Bytes,
-    ) -> Option<Fate> {
         let body = std::mem::take(&mut reply.body);
         let supply = match body.supply {
             Supply::None => supply,

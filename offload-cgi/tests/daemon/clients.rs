@@ -84,7 +84,10 @@ fn one_connection_too_many_is_told_so_and_the_first_goes_on() {
         base.port
     );
     let daemon = super::host::start_with(&text);
-    assert_eq!(daemon.get("/a.bin").body.len(), LENGTH);
+    // The second and the third time it is a hit, that of a file which is kept open.
+    for _ in 0..3 {
+        assert_eq!(daemon.get("/a.bin").body.len(), LENGTH);
+    }
     // A fast one would have all of it in its buffers, and its place given back.
     let mut first = daemon.connect_slow();
     first.send("GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n");
