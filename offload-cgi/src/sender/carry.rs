@@ -42,7 +42,7 @@ impl Sender {
         self.forget(&sending, number);
         if before >= MOST {
             if body.is_some() {
-                let _ = connection.socket.send(super::BUSY, false);
+                let _ = connection.socket.send(super::accept::BUSY, false);
                 connection.state = State::Reading;
                 self.common.note(&sending.visit, sending.site, 0, false, self.now);
                 return self.end(connection);
