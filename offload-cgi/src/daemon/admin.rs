@@ -26,11 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// So many downloads are shown; all are counted.
 const MOST_SHOWN: usize = 1000;
 
-/// The thread, and where it listens.
-pub(super) struct Admin {
-    shared: Arc<Shared>,
-    listeners: Vec<Arc<Listener>>,
-}
+/// The thread.
+pub(super) struct Admin(Arc<Shared>);
 
 struct Shared {
     common: Arc<Common>,
@@ -52,7 +49,7 @@ impl Admin {
         let shared = Arc::new(Shared {
             common: Arc::clone(common),
             senders,
-            state: Mutex::new((listeners.clone(), false)),
+            state: Mutex::new((listeners, false)),
             bell: EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?,
         });
         let answerer = Arc::clone(&shared);
@@ -60,25 +57,19 @@ impl Admin {
             .name("admin".into())
             .stack_size(512 << 10)
             .spawn(move || answerer.run())?;
-        Ok(Self { shared, listeners })
-    }
-
-    pub(super) fn listeners(&self) -> &[Arc<Listener>] {
-        &self.listeners
+        Ok(Self(shared))
     }
 
     /// Listens there from now on.
-    pub(super) fn listen(&mut self, listeners: Vec<Arc<Listener>>) {
-        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).0 = listeners.clone();
-        let _ = self.shared.bell.write(1);
-        self.listeners = listeners;
+    pub(super) fn listen(&self, listeners: Vec<Arc<Listener>>) {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner).0 = listeners;
+        let _ = self.0.bell.write(1);
     }
 
     /// Ends: another process may be shown there by now.
-    pub(super) fn end(&mut self) {
-        self.listeners.clear();
-        *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner) = (Vec::new(), true);
-        let _ = self.shared.bell.write(1);
+    pub(super) fn end(&self) {
+        *self.0.state.lock().unwrap_or_else(PoisonError::into_inner) = (Vec::new(), true);
+        let _ = self.0.bell.write(1);
     }
 }
 

@@ -21,12 +21,12 @@ use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
 use super::Common;
 use super::admin::Admin;
 use super::journal::Journal;
-use super::listen::{self, Address, Listener};
+use super::listen::{self, Listener, Listeners, Passed};
 use super::plan::Plan;
 use super::pool::Pool;
 use super::settings::{Flags, Settings};
 use super::site::Sites;
-use super::upgrade::{self, Before};
+use super::upgrade;
 use crate::log;
 use crate::sender::{Inbox, Sender};
 
@@ -39,7 +39,9 @@ struct Daemon {
     sites: Sites,
     settings: Settings,
     flags: Flags,
-    listeners: Vec<Arc<Listener>>,
+    listeners: Listeners,
+    /// Those of them that systemd has made.
+    of_systemd: Vec<Arc<Listener>>,
     admin: Admin,
     senders: Vec<(Arc<Inbox>, JoinHandle<()>)>,
 }
@@ -61,21 +63,12 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|error| format!("signals cannot be read: {error}"))?;
     raise_limits();
-    let passed = listen::passed(|name| env::var(name).ok())?;
+    let mut passed = listen::passed(|name| env::var(name).ok())?;
     let before = upgrade::before()?;
-    let mut there: Vec<Arc<Listener>> = passed.iter().map(|(one, _)| Arc::clone(one)).collect();
-    there.extend(before.iter().flat_map(|before| before.listeners.iter().map(Arc::clone)));
-    let mut listeners = listen::open(&settings.listen, &mut there)?;
-    let mut admin = listen::open(&settings.admin, &mut there)?;
-    for (listener, is_admin) in &passed {
-        let mine = if *is_admin { &mut admin } else { &mut listeners };
-        if !mine.iter().any(|known| Arc::ptr_eq(known, listener)) {
-            mine.push(Arc::clone(listener));
-        }
-    }
-    if listeners.is_empty() {
-        return Err("listen is not set; set it to 0.0.0.0:80, [::]:80 or unix:/PATH".to_owned());
-    }
+    passed.extend(before.iter().flat_map(|before| before.passed.iter().cloned()));
+    let listeners = Listeners::arrange(&settings.listen, &settings.admin, &passed)?;
+    passed.retain(|passed| passed.is_of_systemd);
+    let of_systemd = passed.into_iter().map(|passed| passed.listener).collect();
     become_user(&settings)?;
     let sites = Sites::default();
     let plan = plan(&settings, &sites)?;
@@ -85,20 +78,21 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     let common = Arc::new(Common::new(plan, pool, journal));
     let mut senders = Vec::new();
     for _ in 0..settings.senders {
-        senders.push(Sender::start(&common, listeners.clone()).map_err(failed)?);
+        senders.push(Sender::start(&common, listeners.serving.clone()).map_err(failed)?);
     }
     let inboxes = senders.iter().map(|(inbox, _)| Arc::clone(inbox)).collect();
-    let admin = Admin::start(&common, inboxes, admin).map_err(failed)?;
+    let admin = Admin::start(&common, inboxes, listeners.admin.clone()).map_err(failed)?;
+    let flags = flags.clone();
     let mut daemon =
-        Daemon { common, sites, settings, flags: flags.clone(), listeners, admin, senders };
+        Daemon { common, sites, settings, flags, listeners, of_systemd, admin, senders };
     daemon.say_where();
-    if let Some(before) = before {
-        before.ready();
-    }
     notify("READY=1");
+    if let Some(before) = before {
+        before.tell();
+    }
     if !daemon.wait(&signals) {
-        daemon.listeners.iter().for_each(|listener| listener.unlink());
-        daemon.admin.listeners().iter().for_each(|listener| listener.unlink());
+        notify("STOPPING=1");
+        daemon.unlink_all_but(&[]);
     }
     daemon.drain(&signals);
     daemon.common.journal.end();
@@ -112,7 +106,10 @@ fn plan(settings: &Settings, sites: &Sites) -> Result<Plan, String> {
         header_timeout: settings.header_timeout,
         idle_timeout: settings.idle_timeout,
         min_rate: settings.min_rate,
-        max_connections: settings.max_connections,
+        max_connections: match settings.max_connections {
+            0 => most_connections(),
+            most => most,
+        },
         max_client_connections: settings.max_client_connections,
         log_format: settings.log_format,
         sites,
@@ -126,9 +123,9 @@ impl Daemon {
                 listeners.iter().map(|listener| listener.address().to_string()).collect();
             words.join(" ")
         };
-        log::line(&format!("serves on {}", of(&self.listeners)));
-        if !self.admin.listeners().is_empty() {
-            log::line(&format!("admin on {}", of(self.admin.listeners())));
+        log::line(&format!("serves on {}", of(&self.listeners.serving)));
+        if !self.listeners.admin.is_empty() {
+            log::line(&format!("admin on {}", of(&self.listeners.admin)));
         }
     }
 
@@ -139,9 +136,7 @@ impl Daemon {
                 Some(Signal::SIGTERM | Signal::SIGINT) => return false,
                 Some(Signal::SIGHUP) => self.reload(),
                 Some(Signal::SIGUSR2) => {
-                    let all: Vec<_> =
-                        self.listeners.iter().chain(self.admin.listeners()).cloned().collect();
-                    match upgrade::start(&all) {
+                    match upgrade::start(&self.listeners.passed(&self.of_systemd)) {
                         Ok(child) => {
                             notify(&format!("MAINPID={child}"));
                             log::line(&format!("process {child} takes over"));
@@ -173,8 +168,9 @@ impl Daemon {
     fn try_reload(&mut self) -> Result<(), Vec<String>> {
         let settings = Settings::read(env::vars_os(), &self.flags)?;
         settings.warnings.iter().for_each(|warning| log::line(warning));
-        let listeners = self.listeners_of(&settings.listen, &self.listeners)?;
-        let admin = self.listeners_of(&settings.admin, self.admin.listeners())?;
+        let there = self.listeners.passed(&self.of_systemd);
+        let listeners = Listeners::arrange(&settings.listen, &settings.admin, &there)
+            .map_err(|error| vec![error])?;
         let plan = plan(&settings, &self.sites).map_err(|error| vec![error])?;
         for (now, then, what) in [
             (settings.workers, self.settings.workers, "workers"),
@@ -186,37 +182,38 @@ impl Daemon {
                 ));
             }
         }
+        let sites = plan.sites.clone();
         self.common.replace(plan);
+        self.sites.only(&sites);
         for (inbox, _) in &self.senders {
-            inbox.listen(listeners.clone());
+            inbox.listen(listeners.serving.clone());
         }
-        self.admin.listen(admin);
+        self.admin.listen(listeners.admin.clone());
+        self.unlink_all_but(&listeners.passed(&[]));
         self.listeners = listeners;
         self.settings = settings;
         Ok(())
     }
 
-    /// Those of systemd stay where the settings name none.
-    fn listeners_of(
-        &self,
-        wanted: &[Address],
-        there: &[Arc<Listener>],
-    ) -> Result<Vec<Arc<Listener>>, Vec<String>> {
-        if wanted.is_empty() && self.settings.listen.is_empty() {
-            return Ok(there.to_vec());
+    /// Takes the names of Unix sockets away that are of no use any more.
+    fn unlink_all_but(&self, used: &[Passed]) {
+        for Passed { listener, is_of_systemd, .. } in self.listeners.passed(&self.of_systemd) {
+            let is_used = used.iter().any(|other| other.listener.address() == listener.address());
+            if !is_used && !is_of_systemd {
+                listener.unlink();
+            }
         }
-        listen::open(wanted, &mut there.to_vec()).map_err(|error| vec![error])
     }
 
     /// Waits until the running downloads have ended, but not for ever.
     fn drain(&mut self, signals: &SignalFd) {
-        notify("STOPPING=1");
         for (inbox, _) in &self.senders {
             inbox.drain();
         }
         self.admin.end();
         // The last ones: from here on connections are refused, unless another process has these sockets.
-        self.listeners.clear();
+        self.listeners = Listeners { serving: Vec::new(), admin: Vec::new() };
+        self.of_systemd.clear();
         let end = Instant::now() + self.settings.drain;
         let running = |daemon: &Self| {
             let senders = daemon.senders.iter().any(|(_, thread)| !thread.is_finished());
@@ -262,6 +259,12 @@ fn raise_limits() {
     {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
+}
+
+/// So many connections leave enough descriptors to serve them with.
+fn most_connections() -> usize {
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .map_or(usize::MAX, |(soft, _)| usize::try_from(soft / 4 * 3).unwrap_or(usize::MAX))
 }
 
 /// Stops being root.
@@ -314,12 +317,5 @@ pub(super) fn notify(what: &str) {
     }
     if let (Ok(address), Ok(socket)) = (address, UnixDatagram::unbound()) {
         let _ = socket.send_to_addr(text.as_bytes(), &address);
-    }
-}
-
-/// What of the process before is to be told.
-impl Before {
-    fn ready(self) {
-        self.tell();
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -171,10 +172,7 @@ impl AsFd for Listener {
 ///
 /// # Errors
 /// A sentence, when one cannot be had.
-pub(crate) fn open(
-    wanted: &[Address],
-    there: &mut Vec<Arc<Listener>>,
-) -> Result<Vec<Arc<Listener>>, String> {
+fn open(wanted: &[Address], there: &mut Vec<Arc<Listener>>) -> Result<Vec<Arc<Listener>>, String> {
     let mut found: Vec<Arc<Listener>> = Vec::new();
     for address in wanted {
         let same = there.iter().position(|listener| listener.is_at(address));
@@ -186,13 +184,66 @@ pub(crate) fn open(
     Ok(found)
 }
 
-/// What systemd has passed to this process: sockets, and whether each is for the admin address.
+/// A listener that this process was given.
+#[derive(Clone, Debug)]
+pub(crate) struct Passed {
+    pub(crate) listener: Arc<Listener>,
+    /// It is for who may look.
+    pub(crate) is_admin: bool,
+    /// systemd has made it: it is used whatever the settings say, and its name stays.
+    pub(crate) is_of_systemd: bool,
+}
+
+/// The listeners that serve, and those for who may look.
+pub(crate) struct Listeners {
+    pub(crate) serving: Vec<Arc<Listener>>,
+    pub(crate) admin: Vec<Arc<Listener>>,
+}
+
+impl Listeners {
+    /// Finds or makes what the settings want; what was passed and is of no use any more is dropped with `passed`.
+    ///
+    /// # Errors
+    /// A sentence, when there is none to serve on or one cannot be had.
+    pub(crate) fn arrange(
+        serving: &[Address],
+        admin: &[Address],
+        passed: &[Passed],
+    ) -> Result<Self, String> {
+        let mut there: Vec<_> = passed.iter().map(|one| Arc::clone(&one.listener)).collect();
+        let mut found =
+            Self { serving: open(serving, &mut there)?, admin: open(admin, &mut there)? };
+        for passed in passed.iter().filter(|passed| passed.is_of_systemd) {
+            let is_used = |known: &Arc<Listener>| Arc::ptr_eq(known, &passed.listener);
+            if !found.serving.iter().chain(&found.admin).any(is_used) {
+                let mine = if passed.is_admin { &mut found.admin } else { &mut found.serving };
+                mine.push(Arc::clone(&passed.listener));
+            }
+        }
+        if found.serving.is_empty() {
+            return Err("listen is not set; set it to 0.0.0.0:80, [::]:80 or unix:/PATH".to_owned());
+        }
+        Ok(found)
+    }
+
+    /// All of them, to be given to another process or another arrangement. `of_systemd` says which are not ours.
+    pub(crate) fn passed(&self, of_systemd: &[Arc<Listener>]) -> Vec<Passed> {
+        let serving = self.serving.iter().map(|listener| (listener, false));
+        let all = serving.chain(self.admin.iter().map(|listener| (listener, true)));
+        all.map(|(listener, is_admin)| Passed {
+            listener: Arc::clone(listener),
+            is_admin,
+            is_of_systemd: of_systemd.iter().any(|other| Arc::ptr_eq(other, listener)),
+        })
+        .collect()
+    }
+}
+
+/// What systemd has passed to this process.
 ///
 /// # Errors
-/// A sentence, when they are not what they should be.
-pub(crate) fn passed(
-    variable: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<(Arc<Listener>, bool)>, String> {
+/// A sentence, when it is not what it should be.
+pub(crate) fn passed(variable: impl Fn(&str) -> Option<String>) -> Result<Vec<Passed>, String> {
     let own = std::process::id().to_string();
     if variable("LISTEN_PID") != Some(own) {
         return Ok(Vec::new());
@@ -202,7 +253,7 @@ pub(crate) fn passed(
     let mut names = names.split(':');
     let mut listeners = Vec::new();
     for descriptor in FIRST..FIRST.saturating_add(count.clamp(0, 1000)) {
-        let admin = names.next() == Some("admin");
+        let is_admin = names.next() == Some("admin");
         // systemd gave it to this process, which has opened nothing of its own so far with such a number.
         let owned = adopt(descriptor).ok_or("LISTEN_FDS: there are not so many sockets")?;
         let _ = nix::fcntl::fcntl(
@@ -211,7 +262,7 @@ pub(crate) fn passed(
         );
         let listener = Listener::from_descriptor(owned)
             .map_err(|error| format!("LISTEN_FDS: {descriptor} is no listening socket: {error}"))?;
-        listeners.push((Arc::new(listener), admin));
+        listeners.push(Passed { listener: Arc::new(listener), is_admin, is_of_systemd: true });
     }
     Ok(listeners)
 }
@@ -248,6 +299,8 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
         }
         bound => bound?,
     };
+    // As for TCP, anybody may connect; the folder says who reaches it.
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }

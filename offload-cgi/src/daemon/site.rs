@@ -43,7 +43,8 @@ pub(crate) struct Site {
     origin: Origin,
     store: Option<Store>,
     downloads: Option<&'static Downloads>,
-    kept: RwLock<HashMap<String, Arc<Kept>>>,
+    /// The open bodies; none where nobody asks for them any more.
+    kept: RwLock<Option<HashMap<String, Arc<Kept>>>>,
 }
 
 /// All sites that this process has ever had: running downloads may still use them, so none is taken away, and one
@@ -62,7 +63,9 @@ impl Sites {
     pub(crate) fn site(&self, settings: &SiteSettings) -> Result<&'static Site, String> {
         let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
         let words = format!("{settings:?}");
-        let known = all.iter().find(|(known, site)| *known == words && site.store.is_some());
+        let known = all.iter().find(|(known, site)| {
+            *known == words && (site.store.is_some() || settings.options.cache.is_none())
+        });
         if let Some((_, site)) = known {
             return Ok(site);
         }
@@ -83,10 +86,24 @@ impl Sites {
             origin,
             downloads: self.downloads(options, store.is_some()),
             store,
-            kept: RwLock::default(),
+            kept: RwLock::new(Some(HashMap::new())),
         }));
         all.push((words, site));
         Ok(site)
+    }
+
+    /// Closes what sites keep open that nobody can ask for any more.
+    pub(crate) fn only(&self, used: &[&'static Site]) {
+        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, site) in all.iter() {
+            let is_used = used.iter().any(|other| other.number == site.number);
+            let mut kept = site.kept.write().unwrap_or_else(PoisonError::into_inner);
+            if is_used {
+                kept.get_or_insert_default();
+            } else {
+                *kept = None;
+            }
+        }
     }
 
     /// The table of downloads, one for each cache: a process is one owner in it.
@@ -143,7 +160,7 @@ impl Site {
     /// The open body of a path, while it may be served without asking anybody.
     pub(crate) fn kept(&self, path: &str, now: SystemTime) -> Option<Arc<Kept>> {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-        kept.get(path).filter(|kept| now < kept.until).cloned()
+        kept.as_ref()?.get(path).filter(|kept| now < kept.until).cloned()
     }
 
     /// Keeps the body of a request open, if it may be served without asking anybody for a while.
@@ -152,6 +169,7 @@ impl Site {
         let now = SystemTime::now();
         kept.until = kept.until.min(now.checked_add(LONGEST).unwrap_or(now));
         let mut all = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(all) = all.as_mut() else { return };
         if all.len() >= MOST_KEPT {
             all.retain(|_, kept| now < kept.until);
         }
@@ -162,18 +180,21 @@ impl Site {
 
     /// Whether there is anything to be closed some day.
     pub(crate) fn has_kept(&self) -> bool {
-        !self.kept.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+        let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
+        kept.as_ref().is_some_and(|kept| !kept.is_empty())
     }
 
     /// Closes what may not be served any more.
     pub(crate) fn tidy(&self, now: SystemTime) {
         let expired = {
             let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
-            kept.values().any(|kept| now >= kept.until)
+            kept.iter().flat_map(HashMap::values).any(|kept| now >= kept.until)
         };
         if expired {
             let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-            kept.retain(|_, kept| now < kept.until);
+            if let Some(kept) = kept.as_mut() {
+                kept.retain(|_, kept| now < kept.until);
+            }
         }
     }
 }

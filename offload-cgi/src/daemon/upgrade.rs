@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 
 use super::UPGRADE;
-use super::listen::Listener;
+use super::listen::{Listener, Passed};
 use crate::shared::adopt;
 
 /// How long a new process may take to start.
@@ -26,7 +26,7 @@ const READY: &[u8] = b"ready\n";
 
 /// The process that this one takes over from.
 pub(super) struct Before {
-    pub(super) listeners: Vec<Arc<Listener>>,
+    pub(super) passed: Vec<Passed>,
     stream: UnixStream,
 }
 
@@ -50,18 +50,15 @@ pub(super) fn before() -> Result<Option<Before>, String> {
     let nothing = std::fs::File::open("/dev/null").map_err(wrong)?;
     nix::unistd::dup2_stdin(nothing).map_err(|error| wrong(error.into()))?;
     let stream = UnixStream::from(stream);
-    let mut listeners = Vec::new();
-    for descriptor in receive(&stream).map_err(wrong)? {
-        listeners.push(Arc::new(Listener::from_descriptor(descriptor).map_err(wrong)?));
-    }
-    Ok(Some(Before { listeners, stream }))
+    let passed = receive(&stream).map_err(wrong)?;
+    Ok(Some(Before { passed, stream }))
 }
 
 /// Starts the new process and waits until it serves. Returns its id.
 ///
 /// # Errors
 /// A sentence; this process goes on.
-pub(super) fn start(listeners: &[Arc<Listener>]) -> Result<u32, String> {
+pub(super) fn start(listeners: &[Passed]) -> Result<u32, String> {
     let sentence = |error: io::Error| error.to_string();
     // The file that stands there now, which may be a newer version.
     let program = env::current_exe().map_err(sentence)?;
@@ -87,17 +84,26 @@ pub(super) fn start(listeners: &[Arc<Listener>]) -> Result<u32, String> {
     Err("the new process has not come up; its own lines say why".to_owned())
 }
 
-fn send(stream: &UnixStream, listeners: &[Arc<Listener>]) -> io::Result<()> {
+/// One message: a byte for each listener, which says what it is, and their descriptors.
+fn send(stream: &UnixStream, listeners: &[Passed]) -> io::Result<()> {
+    if listeners.len() > MOST {
+        return Err(io::Error::other(format!("more than {MOST} sockets cannot be handed on")));
+    }
+    let kinds: Vec<u8> = listeners.iter().map(kind).collect();
     let descriptors: Vec<RawFd> =
-        listeners.iter().map(|listener| listener.as_fd().as_raw_fd()).take(MOST).collect();
+        listeners.iter().map(|passed| passed.listener.as_fd().as_raw_fd()).collect();
     let control = [ControlMessage::ScmRights(&descriptors)];
-    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(b"s")], &control, MsgFlags::empty(), None)?;
+    sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&kinds)], &control, MsgFlags::empty(), None)?;
     Ok(())
 }
 
-fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let (mut byte, mut space) = ([0], nix::cmsg_space!([RawFd; MOST]));
-    let mut parts = [IoSliceMut::new(&mut byte)];
+fn kind(passed: &Passed) -> u8 {
+    b'0' + u8::from(passed.is_admin) + 2 * u8::from(passed.is_of_systemd)
+}
+
+fn receive(stream: &UnixStream) -> io::Result<Vec<Passed>> {
+    let (mut kinds, mut space) = ([0; MOST], nix::cmsg_space!([RawFd; MOST]));
+    let mut parts = [IoSliceMut::new(&mut kinds)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
     let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
     let mut received = Vec::new();
@@ -107,7 +113,18 @@ fn receive(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             received.extend(descriptors.into_iter().filter_map(adopt));
         }
     }
-    Ok(received)
+    let count = message.bytes;
+    if count != received.len() {
+        return Err(io::Error::other("not all of them have come"));
+    }
+    let named = received.into_iter().zip(kinds);
+    named
+        .map(|(descriptor, kind)| {
+            let listener = Arc::new(Listener::from_descriptor(descriptor)?);
+            let bits = kind.wrapping_sub(b'0');
+            Ok(Passed { listener, is_admin: bits & 1 != 0, is_of_systemd: bits & 2 != 0 })
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -116,14 +133,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_go_from_one_process_to_another() {
+    fn sockets_go_from_one_process_to_another_with_what_they_are() {
         let any = Address::parse("127.0.0.1:0").unwrap();
-        let listener = Arc::new(Listener::bind(&any).unwrap());
+        let passed: Vec<Passed> = [(false, false), (true, false), (false, true), (true, true)]
+            .into_iter()
+            .map(|(is_admin, is_of_systemd)| {
+                let listener = Arc::new(Listener::bind(&any).unwrap());
+                Passed { listener, is_admin, is_of_systemd }
+            })
+            .collect();
         let (one, two) = UnixStream::pair().unwrap();
-        send(&one, &[Arc::clone(&listener)]).unwrap();
-        let mut received = receive(&two).unwrap();
-        let other = Listener::from_descriptor(received.pop().unwrap()).unwrap();
-        assert!(received.is_empty());
-        assert_eq!(other.address(), listener.address());
+        send(&one, &passed).unwrap();
+        let received = receive(&two).unwrap();
+        let about = |passed: &Passed| {
+            (passed.listener.address().clone(), passed.is_admin, passed.is_of_systemd)
+        };
+        assert!(received.iter().map(about).eq(passed.iter().map(about)));
     }
 }

@@ -149,30 +149,34 @@ fn an_upgrade_that_fails_changes_nothing() {
     }
 }
 
-#[test]
-fn systemd_is_told_and_may_pass_the_sockets() {
-    let base = Base::start();
-    base.put("/a", Page::new("\"v1\"", "text"));
+/// What systemd hears.
+struct Told(UnixDatagram);
+
+impl Told {
+    fn hear(&self) -> String {
+        let mut bytes = [0; 200];
+        let count = self.0.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..count].to_vec()).unwrap()
+    }
+}
+
+/// A daemon that has its socket, at this address, from what could be systemd.
+fn start_under_systemd(base: &Base, lines: &str) -> (Daemon, Told, std::net::SocketAddr) {
     let folder = tempfile::tempdir().unwrap();
     let text = format!(
-        "base = http://base.test\nbase-address = 127.0.0.1:{}\ncache = {}/cache\nkeep-free = 0\n",
+        "base = http://base.test\nbase-address = 127.0.0.1:{}\ncache = {}/cache\nkeep-free = 0\n{lines}",
         base.port,
         folder.path().display()
     );
     fs::write(folder.path().join("offload.conf"), text).unwrap();
-    let told = UnixDatagram::bind(folder.path().join("notify")).unwrap();
+    let notify = folder.path().join("notify");
+    let told = UnixDatagram::bind(&notify).unwrap();
     told.set_read_timeout(Some(super::host::DEADLINE)).unwrap();
-    let hear = || {
-        let mut bytes = [0; 200];
-        let count = told.recv(&mut bytes).unwrap();
-        String::from_utf8(bytes[..count].to_vec()).unwrap()
-    };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
-    let notify = folder.path().join("notify");
     // A shell puts the socket where systemd does, and says whom it is for.
     let configuration = folder.path().join("offload.conf");
-    let mut daemon = start_in(folder, |command| {
+    let daemon = start_in(folder, |command| {
         let mut shell = Command::new("/bin/sh");
         shell.arg("-c").arg(format!(
             "exec 3<&0 </dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec {PROGRAM} serve --config {}",
@@ -187,16 +191,99 @@ fn systemd_is_told_and_may_pass_the_sockets() {
             .process_group(0);
         *command = shell;
     });
+    let told = Told(told);
     assert_eq!(daemon.address, address);
-    assert_eq!(hear(), "READY=1");
+    assert_eq!(told.hear(), "READY=1");
+    (daemon, told, address)
+}
+
+#[test]
+fn systemd_is_told_and_may_pass_the_sockets() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let (mut daemon, told, _) = start_under_systemd(&base, "");
     assert_eq!(daemon.get("/a").text(), "text");
+    // A reload keeps its socket, also when the settings name another one.
+    daemon.configure(|text| text + "listen = 127.0.0.2:0\n");
     daemon.signal(Signal::SIGHUP);
-    assert!(hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
-    assert_eq!(hear(), "READY=1");
+    assert!(told.hear().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(told.hear(), "READY=1");
     assert_eq!(daemon.get("/a").text(), "text");
     daemon.signal(Signal::SIGTERM);
-    assert_eq!(hear(), "STOPPING=1");
+    assert_eq!(told.hear(), "STOPPING=1");
     assert!(daemon.wait());
+}
+
+#[test]
+fn an_upgrade_keeps_the_sockets_of_systemd_and_does_not_say_that_it_stops() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", "text"));
+    let (mut daemon, told, address) = start_under_systemd(&base, "");
+    daemon.signal(Signal::SIGUSR2);
+    assert_eq!(told.hear(), "READY=1");
+    let main = told.hear();
+    let successor: i32 = main.strip_prefix("MAINPID=").unwrap().parse().unwrap();
+    assert!(daemon.wait());
+    assert_eq!(
+        Connection::new(std::net::TcpStream::connect(address).unwrap()).get("/a").status,
+        200
+    );
+    // What systemd would hear first now: the unit would be stopping otherwise.
+    kill(Pid::from_raw(successor), Signal::SIGHUP).unwrap();
+    assert!(told.hear().starts_with("RELOADING=1"));
+    assert_eq!(told.hear(), "READY=1");
+    kill(Pid::from_raw(successor), Signal::SIGTERM).unwrap();
+    assert_eq!(told.hear(), "STOPPING=1");
+    eventually("the new process ends", || {
+        std::net::TcpStream::connect(address).is_err().then_some(())
+    });
+}
+
+#[test]
+fn a_unix_socket_is_for_everybody_who_reaches_it_and_goes_with_its_daemon() {
+    let base = Base::start();
+    let mut daemon = start(&base, "listen = unix:{folder}/socket\nlisten = unix:{folder}/other\n");
+    let (socket, other) = (daemon.path("socket"), daemon.path("other"));
+    assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
+    daemon.configure(|text| text.replace(&format!("listen = unix:{}\n", other.display()), ""));
+    daemon.signal(Signal::SIGHUP);
+    eventually("the name that is of no use is gone", || (!other.exists()).then_some(()));
+    assert!(socket.exists());
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_base_that_is_not_served_any_more_keeps_no_file_open() {
+    let base = Base::start();
+    base.put("/a", Page::new("\"v1\"", pattern(1000)));
+    let daemon = start(&base, "fresh = 10s\n");
+    let open = || {
+        let files = fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().flatten();
+        let names = files.filter_map(|file| fs::read_link(file.path()).ok());
+        names.filter(|name| name.extension().is_some_and(|end| end == "body")).count()
+    };
+    eventually("a file is kept open", || {
+        assert_eq!(daemon.get("/a").status, 200);
+        (open() > 0).then_some(())
+    });
+    let change = |from: &str, to: &str| {
+        daemon.configure(|text| text.replace(from, to));
+        let before = daemon.lines().len();
+        daemon.signal(Signal::SIGHUP);
+        eventually("reloaded", || {
+            daemon.lines()[before..].iter().any(|line| line.ends_with(": reloaded")).then_some(())
+        });
+    };
+    change("fresh = 10s", "fresh = 11s");
+    eventually("it is closed", || (open() == 0).then_some(()));
+    // The first settings again: the site that is there already.
+    change("fresh = 11s", "fresh = 10s");
+    eventually("a file is kept open again", || {
+        assert_eq!(daemon.get("/a").status, 200);
+        (open() > 0).then_some(())
+    });
 }
 
 #[test]
