@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::failure::{Failure, Kind};
 use crate::http::Part;
@@ -62,7 +63,7 @@ impl<'a> Body<'a> {
     ///
     /// # Errors
     /// `Cut`: the client has got less than the head has promised.
-    pub(crate) fn send(mut self, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
+    pub(crate) fn send(mut self, out: &mut File, sent: &AtomicU64) -> Result<(), Cut> {
         for piece in &self.pieces {
             match (piece, &mut self.supply) {
                 (Piece::Text(text), _) => write(out, text.as_bytes(), sent)?,
@@ -90,7 +91,7 @@ fn send_stored(
     part: Part,
     pass_on: impl Fn(&Failure, &Source<'_>, Part) -> Result<Incoming, Failure>,
     out: &mut File,
-    sent: &mut u64,
+    sent: &AtomicU64,
 ) -> Result<(), Cut> {
     source.begin();
     let mut rest = part;
@@ -110,7 +111,7 @@ fn send_stored(
                         Kind::NoRoom.says("the cached file is shorter than it was"),
                     ));
                 }
-                *sent += copied;
+                sent.fetch_add(copied, Ordering::Relaxed);
                 rest.first += copied;
                 rest.length -= copied;
             }
@@ -127,7 +128,7 @@ fn send_stored(
     Ok(())
 }
 
-fn pass(incoming: &mut Incoming, part: Part, out: &mut File, sent: &mut u64) -> Result<(), Cut> {
+fn pass(incoming: &mut Incoming, part: Part, out: &mut File, sent: &AtomicU64) -> Result<(), Cut> {
     let mut buffer = vec![0; 64 << 10];
     // A base that cannot send a part sends everything.
     let mut skip = part.first.saturating_sub(incoming.first);
@@ -151,8 +152,8 @@ fn pass(incoming: &mut Incoming, part: Part, out: &mut File, sent: &mut u64) -> 
     Ok(())
 }
 
-fn write(out: &mut File, bytes: &[u8], sent: &mut u64) -> Result<(), Cut> {
+fn write(out: &mut File, bytes: &[u8], sent: &AtomicU64) -> Result<(), Cut> {
     out.write_all(bytes).map_err(Cut::Client)?;
-    *sent += bytes.len() as u64;
+    sent.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 use offload_core::path::{CanonicalPath, PathError};
@@ -257,8 +258,9 @@ fn send(reply: Reply<'_>, options: Option<&Options>) -> ExitCode {
     }
     let code = reply.code;
     let silent = method == "HEAD" || words("REQUEST_METHOD") == "HEAD";
-    let mut sent = 0;
-    let result = write(reply, silent, &mut sent);
+    let sent = AtomicU64::new(0);
+    let result = write(reply, silent, &sent);
+    let sent = sent.into_inner();
     if let Some(path) = options.and_then(|options| options.log.as_ref()) {
         let full = format!("{request} {}", words("SERVER_PROTOCOL"));
         let access = Access {
@@ -288,7 +290,7 @@ fn send(reply: Reply<'_>, options: Option<&Options>) -> ExitCode {
     }
 }
 
-fn write(reply: Reply<'_>, silent: bool, sent: &mut u64) -> Result<(), Cut> {
+fn write(reply: Reply<'_>, silent: bool, sent: &AtomicU64) -> Result<(), Cut> {
     // Not std's stdout: its buffer looks for the ends of lines.
     let out = io::stdout().as_fd().try_clone_to_owned().map_err(Cut::Client)?;
     let mut out = File::from(out);

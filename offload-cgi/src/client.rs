@@ -24,6 +24,11 @@ impl Trust {
         words.map(network).collect::<Result<_, _>>().map(Self)
     }
 
+    /// Whether this is one of the proxies.
+    pub(crate) fn has(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(plain(address)))
+    }
+
     /// Whose request it is: `remote` is who has connected, `forwarded` what its proxies say, each of which
     /// has added whom it has seen at the end. Read from right to left, the first that is no trusted
     /// proxy is the client; what is left of it anybody may have written.
@@ -31,7 +36,7 @@ impl Trust {
         let mut client = plain(remote);
         let hops = forwarded.unwrap_or_default().rsplit(',');
         for hop in hops {
-            if !self.0.iter().any(|network| network.contains(client)) {
+            if !self.has(client) {
                 return client;
             }
             let Some(address) = address(hop.trim()) else { return client };

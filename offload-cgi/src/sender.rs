@@ -12,6 +12,7 @@ mod connection;
 mod growth;
 mod inbox;
 mod pace;
+mod pulse;
 mod requests;
 mod socket;
 mod table;
@@ -20,6 +21,7 @@ mod turn;
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsFd as _;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,6 +29,7 @@ use std::time::{Duration, Instant};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::inotify::{InitFlags, Inotify, WatchDescriptor};
 
+use self::carry::Carried;
 use self::connection::Connection;
 use self::inbox::{Answered, Message};
 pub(crate) use self::inbox::{Inbox, Transfer};
@@ -63,7 +66,10 @@ pub(crate) struct Sender {
     turns: VecDeque<u64>,
     /// Who waits for what of which growing body.
     watches: HashMap<WatchDescriptor, Vec<u64>>,
-    waiting: Vec<u64>,
+    /// Those of them that are looked at now and then, whatever is said.
+    waiting: VecDeque<u64>,
+    /// What threads carry out.
+    carried: Vec<Carried>,
     /// Whose turn to download has not come.
     queue: Vec<u64>,
     refused: usize,
@@ -107,7 +113,8 @@ impl Sender {
             table: Table::default(),
             turns: VecDeque::new(),
             watches: HashMap::new(),
-            waiting: Vec::new(),
+            waiting: VecDeque::new(),
+            carried: Vec::new(),
             queue: Vec::new(),
             refused: 0,
             draining: false,
@@ -115,17 +122,25 @@ impl Sender {
             now: Instant::now(),
         };
         sender.listen(listeners)?;
-        let thread = thread::Builder::new()
-            .name("sender".into())
-            .stack_size(512 << 10)
-            .spawn(move || sender.run())?;
+        let thread = thread::Builder::new().name("sender".into()).stack_size(512 << 10).spawn(
+            move || {
+                let guarded = AssertUnwindSafe(|| sender.run());
+                if std::panic::catch_unwind(guarded).is_err() {
+                    // Its connections hang; a new process serves the next ones.
+                    log::line(
+                        "a sender failed in a way that nobody has thought of; please report it",
+                    );
+                    std::process::exit(1);
+                }
+            },
+        )?;
         Ok((inbox, thread))
     }
 
     fn run(mut self) {
         let mut events = vec![EpollEvent::empty(); 512];
         let (mut round, mut look) = (Instant::now(), Instant::now());
-        while !(self.draining && self.table.len() == 0) {
+        while !(self.draining && self.table.len() == 0 && self.carried.is_empty()) {
             let count = match self.epoll.wait(&mut events, self.patience()) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -155,7 +170,7 @@ impl Sender {
             }
             if self.now.saturating_duration_since(look) >= LOOK {
                 look = self.now;
-                std::mem::take(&mut self.waiting).into_iter().for_each(|number| self.turn(number));
+                self.look_at_waiting();
                 self.ask_queue();
             }
             if self.now.saturating_duration_since(round) >= ROUND {
@@ -171,6 +186,7 @@ impl Sender {
         } else if !self.waiting.is_empty() || !self.queue.is_empty() {
             EpollTimeout::try_from(LOOK).unwrap_or(EpollTimeout::ZERO)
         } else if self.table.len() == 0
+            && self.carried.is_empty()
             && self.accept_again.is_none()
             && !self.plan.sites.iter().any(|site| site.has_kept())
         {
@@ -198,24 +214,11 @@ impl Sender {
     }
 
     fn answer(&mut self, number: u64, answered: Answered) {
-        let Some(mut connection) = self.table.take(number) else { return };
         let Answered { ask, reply, place } = answered;
-        let fate = self.begin(&mut connection, number, ask, reply, place, connection::Bytes::None);
-        self.table.put(number, connection);
-        match fate {
-            Some(Fate::Close) => {
-                if let Some(connection) = self.table.take(number) {
-                    self.close(connection, number);
-                }
-            }
-            Some(Fate::Gone) => {
-                if let Some(connection) = self.table.take(number) {
-                    let _ = self.epoll.delete(connection.socket.as_fd());
-                }
-                self.table.release(number);
-            }
-            Some(Fate::Keep) => {}
-            None => self.turn(number),
-        }
+        self.step(number, |sender, connection| {
+            sender
+                .begin(connection, number, ask, reply, place, connection::Bytes::None)
+                .unwrap_or_else(|| sender.drive(connection, number))
+        });
     }
 }

@@ -33,6 +33,11 @@ impl Plan {
         let rest = |site: &&&Site| site.settings.hosts.is_empty();
         self.sites.iter().find(named).or_else(|| self.sites.iter().find(rest)).copied()
     }
+
+    /// Whether somebody is a proxy that is believed about its clients.
+    fn trusts(&self, peer: IpAddr) -> bool {
+        self.sites.iter().any(|site| site.options().trust.has(peer))
+    }
 }
 
 /// Who has come in.
@@ -58,7 +63,8 @@ impl Doors {
         if plan.max_connections > 0 && total >= plan.max_connections {
             return None;
         }
-        let Some(peer) = peer else { return Some(entered) };
+        // A proxy is many clients.
+        let Some(peer) = peer.filter(|peer| !plan.trusts(*peer)) else { return Some(entered) };
         let client = client_of(Some(peer));
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let count = clients.entry(client).or_default();

@@ -119,13 +119,13 @@ const ROWS: [Row; 16] = [
     Row {
         key: "max-connections",
         scope: Scope::Daemon,
-        help: "connections at a time; one more gets 503; 0 = any number [0]",
+        help: "connections at a time; one more gets 503; 0 = three for every four descriptors [0]",
         set: |draft, word| put(&mut draft.max_connections, number(word, 0, u32::MAX)),
     },
     Row {
         key: "max-client-connections",
         scope: Scope::Daemon,
-        help: "the same of one client (IPv4 address, IPv6 /64) [0]",
+        help: "the same of one client (IPv4 address, IPv6 /64) but not of a proxy in `trust`; 0 = any number [0]",
         set: |draft, word| put(&mut draft.max_client_connections, number(word, 0, u32::MAX)),
     },
     Row {
@@ -161,7 +161,7 @@ const ROWS: [Row; 16] = [
     Row {
         key: "burst",
         scope: Scope::Base,
-        help: "so many bytes of a reply go out before a rate holds [0]",
+        help: "so many bytes of a connection go out before a rate holds [0]",
         set: |draft, word| put(&mut draft.burst, Bytes::parse(word)),
     },
     Row {

@@ -76,7 +76,11 @@ impl Sender {
                 readable: false,
                 writable: true,
                 ended: false,
+                broken: false,
                 queued: false,
+                listed: false,
+                is_paced: false,
+                sent_before: 0,
                 served: 0,
                 since: self.now,
                 entered,
@@ -91,7 +95,7 @@ impl Sender {
             if self.epoll.add(connection.socket.as_fd(), event).is_ok() {
                 self.table.put(number, connection);
             } else {
-                self.table.release(number);
+                self.close(connection, number);
             }
         }
         // There may be more: level-triggered, so the next round tells.

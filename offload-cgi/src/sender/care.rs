@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use super::carry::Carried;
 use super::connection::{Connection, State};
 use super::inbox::Transfer;
 use super::{Fate, Sender};
@@ -47,6 +48,12 @@ impl Sender {
         }
         let wall = SystemTime::now();
         self.plan.sites.iter().for_each(|site| site.tidy(wall));
+        self.carried.retain_mut(|carried| !carried.is_over());
+        for carried in &mut self.carried {
+            if carried.look_after(self.plan.min_rate, self.now) {
+                self.common.counters.timeouts.add(1);
+            }
+        }
         for number in self.table.numbers() {
             let Some(connection) = self.table.get_mut(number) else { continue };
             let quiet = self.now.saturating_duration_since(connection.since);
@@ -58,7 +65,7 @@ impl Sender {
                 State::Lingering => quiet >= LINGER,
                 State::Asked | State::Waiting(_) => false,
                 State::Sending(sending) => {
-                    sending.measure(self.now);
+                    sending.pulse.measure(sending.sent, self.now);
                     let patience = sending
                         .site
                         .map_or(self.plan.header_timeout, |site| site.options().timeout.duration());
@@ -101,9 +108,10 @@ impl Sender {
             Some(Transfer {
                 visit: (*sending.visit).clone(),
                 sent: sending.sent,
-                rate: sending.rate,
+                rate: sending.pulse.rate,
             })
         });
-        running.collect()
+        let carried = self.carried.iter().filter(|carried| !carried.is_over());
+        running.chain(carried.map(Carried::report)).collect()
     }
 }

@@ -7,6 +7,7 @@ use std::vec::IntoIter;
 use nix::sys::inotify::WatchDescriptor;
 
 use super::pace::Paced;
+use super::pulse::{Least, Pulse};
 use super::socket::{Moved, Socket};
 use crate::body::{Body, Piece, Supply};
 use crate::daemon::{Entered, Visit};
@@ -16,7 +17,7 @@ use crate::failure::{Failure, Kind};
 use crate::head::Scan;
 use crate::http::Part;
 use crate::options::Options;
-use crate::origin::Origin;
+use crate::origin::{Incoming, Origin};
 use crate::source::{Look, Source};
 
 /// After so many bytes at a time others have their turn.
@@ -34,10 +35,15 @@ pub(super) struct Connection {
     /// Whether there may be something to receive, and room to send.
     pub(super) readable: bool,
     pub(super) writable: bool,
-    /// Whether the other side has said that it will send no more.
+    /// Whether the other side has said that it will send no more, or has gone altogether.
     pub(super) ended: bool,
-    /// Whether it waits for its next turn already.
+    pub(super) broken: bool,
+    /// Whether it waits for its next turn already, and whether it is looked at now and then.
     pub(super) queued: bool,
+    pub(super) listed: bool,
+    /// Whether the kernel paces it, and the bytes of bodies that went out on it before this reply.
+    pub(super) is_paced: bool,
+    pub(super) sent_before: u64,
     /// Requests so far.
     pub(super) served: u64,
     /// Since when it does what it does.
@@ -96,11 +102,7 @@ pub(super) struct Sending {
     pub(super) changes: u32,
     pub(super) changed: Instant,
     pub(super) is_waiting: bool,
-    /// When the client's progress was measured last, and how far it was.
-    pub(super) window: (Instant, u64),
-    /// Bytes a second lately.
-    pub(super) rate: u64,
-    pub(super) last: (Instant, u64),
+    pub(super) pulse: Pulse,
 }
 
 /// Where the parts of a body are.
@@ -113,6 +115,8 @@ pub(super) enum Bytes {
         path: String,
         options: &'static Options,
     },
+    /// The base: only a thread can read from it.
+    Passing(Box<Incoming>),
 }
 
 /// How far a reply has got.
@@ -204,6 +208,7 @@ impl Sending {
             Bytes::None => {
                 return Err(Sent::Cut(Kind::NoRoom.says("there is a part and no file")));
             }
+            Bytes::Passing(_) => return Err(Sent::Carry),
             Bytes::Kept(kept) => socket.send_file(&kept.file, part.first, most),
             Bytes::Stored { source, .. } => {
                 source.begin();
@@ -241,7 +246,7 @@ impl Sending {
         }
     }
 
-    /// The rest as a body for a thread that may wait.
+    /// The rest as a body for a thread that may wait, and what else belongs to the reply.
     pub(super) fn into_rest(self) -> (Vec<u8>, Body<'static>, Rest) {
         let text = self.text.get(self.text_sent..).unwrap_or_default().to_vec();
         let part = self.part.filter(|part| part.length > 0).map(Piece::Part);
@@ -250,20 +255,22 @@ impl Sending {
             Bytes::Stored { source, origin, path, options } => {
                 Supply::Stored { source, origin, path, options }
             }
+            Bytes::Passing(incoming) => Supply::Passing(incoming),
             Bytes::None | Bytes::Kept(_) => Supply::None,
         };
         let rest = Rest {
             visit: self.visit,
             site: self.site,
             sent: self.sent,
-            _place: self.place,
+            place: self.place,
             paced: self.paced,
+            pulse: self.pulse,
         };
         (text, Body { pieces, supply }, rest)
     }
 
     /// Whether the client is too slow: less than `min_rate` bytes a second, of which not more can be asked than it
-    /// is given, over a whole `patience`; nothing at all is always too slow.
+    /// is given, over a whole `patience`.
     pub(super) fn is_stuck(
         &mut self,
         socket: &Socket,
@@ -273,28 +280,12 @@ impl Sending {
     ) -> bool {
         if self.is_waiting {
             // The base is slow, not the client.
-            self.window = (now, self.sent.saturating_sub(socket.queued()));
+            self.pulse.excuse(self.sent, socket.queued(), now);
             return false;
         }
-        let time = now.saturating_duration_since(self.window.0);
-        if time < patience {
-            return false;
-        }
-        let arrived = self.sent.saturating_sub(socket.queued());
-        let progress = arrived.saturating_sub(self.window.1);
         let given = self.paced.as_ref().map_or(u64::MAX, |paced| paced.rate() / 2);
-        let wanted = min_rate.min(given).saturating_mul(time.as_secs());
-        self.window = (now, arrived);
-        progress < wanted.max(1)
-    }
-
-    /// Measures the speed, for who looks at it.
-    pub(super) fn measure(&mut self, now: Instant) {
-        let time = now.saturating_duration_since(self.last.0).as_millis();
-        let count = u128::from(self.sent.saturating_sub(self.last.1));
-        let rate = u64::try_from(count * 1000 / time.max(1)).unwrap_or(u64::MAX);
-        self.rate = if self.rate == 0 { rate } else { self.rate / 4 * 3 + rate / 4 };
-        self.last = (now, self.sent);
+        let least = Least { rate: min_rate.min(given), patience };
+        self.pulse.is_too_slow(self.sent, || socket.queued(), least, now)
     }
 }
 
@@ -303,6 +294,7 @@ pub(super) struct Rest {
     pub(super) visit: Box<Visit>,
     pub(super) site: Option<&'static crate::daemon::Site>,
     pub(super) sent: u64,
-    _place: Option<Place<'static>>,
+    pub(super) place: Option<Place<'static>>,
     pub(super) paced: Option<Paced>,
+    pub(super) pulse: Pulse,
 }

@@ -7,6 +7,9 @@ use nix::sys::inotify::{AddWatchFlags, Inotify, WatchDescriptor};
 use super::Sender;
 use super::connection::{Bytes, Sending, State};
 
+/// So many are looked at in one go.
+const MOST_LOOKS: usize = 256;
+
 impl Sender {
     /// A reply is not waited for any more.
     pub(super) fn forget(&mut self, sending: &Sending, number: u64) {
@@ -16,6 +19,22 @@ impl Sender {
             if numbers.is_empty() {
                 self.watches.remove(&watch);
                 let _ = self.news.rm_watch(watch);
+            }
+        }
+    }
+
+    /// Looks at some of those who wait, in turn: one is enough to see that a filler has died, and thousands may
+    /// wait for the same bytes.
+    pub(super) fn look_at_waiting(&mut self) {
+        for _ in 0..self.waiting.len().min(MOST_LOOKS) {
+            let Some(number) = self.waiting.pop_front() else { return };
+            if let Some(connection) = self.table.get_mut(number) {
+                connection.listed = false;
+                let is_waiting =
+                    matches!(&connection.state, State::Sending(sending) if sending.is_waiting);
+                if is_waiting {
+                    self.turn(number);
+                }
             }
         }
     }

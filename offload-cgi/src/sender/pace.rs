@@ -124,11 +124,7 @@ impl Drop for Paced {
                 }
             }
         }
-        if self.has_begun()
-            && let Some(socket) = self.pace.socket.upgrade()
-        {
-            socket.pace(None);
-        }
+        // The socket keeps its speed: else what still waits in it, and so every small reply, would go out at once.
     }
 }
 

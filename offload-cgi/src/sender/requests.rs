@@ -5,11 +5,13 @@ use std::time::SystemTime;
 
 use super::connection::{Ask, Bytes, Connection, Sending, State, Waiting};
 use super::inbox::{Answered, Inbox, Message};
+use super::pulse::Pulse;
 use super::socket::Moved;
 use super::{Fate, Sender};
 use crate::body::Supply;
 use crate::daemon::{Site, Step, Visit, client_of, has_end, read, write_head};
 use crate::downloads::Place;
+use crate::exchange::Request;
 use crate::head::{BadHead, Head, Scan};
 use crate::options::DupeMode;
 use crate::reply::Reply;
@@ -217,16 +219,10 @@ impl Sender {
             } else {
                 self.ask(&mut connection, number, ask)
             };
-            self.table.put(number, connection);
             if fate.is_none() {
-                self.again_number(number);
+                self.again(&mut connection, number);
             }
-        }
-    }
-
-    fn again_number(&mut self, number: u64) {
-        if !self.turns.contains(&number) {
-            self.turns.push_back(number);
+            self.table.put(number, connection);
         }
     }
 
@@ -260,38 +256,51 @@ impl Sender {
             Supply::Stored { source, origin, path, options } => {
                 Bytes::Stored { source, origin, path, options }
             }
-            Supply::Passing(incoming) if ask.request.get => {
-                // The base's speed, and a thread: there is no file to send from.
-                let Ask { site, visit, minor, .. } = ask;
-                let sending = self.sending(visit, Some(site), minor, false, &reply);
-                connection.state = State::Sending(Box::new(Sending { place, ..sending }));
-                let body =
-                    crate::body::Body { pieces: body.pieces, supply: Supply::Passing(incoming) };
-                return Some(self.carry(connection, number, Some(body)));
-            }
-            Supply::Passing(_) => Bytes::None,
+            Supply::Passing(incoming) => Bytes::Passing(incoming),
         };
         let Ask { site, request, visit, minor, keep } = ask;
-        let caps = site.caps();
-        let mut sending = self.sending(visit, Some(site), minor, keep, &reply);
+        let passing = has_body && matches!(supply, Bytes::Passing(_));
+        let mut sending = self.sending(visit, Some(site), minor, keep && !passing, &reply);
         if request.get {
             sending.pieces = body.pieces.into_iter();
             sending.supply = supply;
             sending.place = place;
-            let paced = !caps.is_none() && matches!(reply.code, 200 | 206);
-            if paced && let Some(peer) = connection.socket.peer() {
-                // Behind a proxy the connection is the proxy's; its client is whom it names.
-                let client = client_of(sending.visit.client.or(Some(peer)));
-                let path = request.path.as_str();
-                let socket = &connection.socket;
-                sending.paced =
-                    Some(self.common.paces.join(socket, caps, client, site.number, path));
-                sending.burst = site.settings.burst;
-            }
+        }
+        if has_body {
+            self.pace(connection, &mut sending, site, &request);
         }
         connection.state = State::Sending(Box::new(sending));
         connection.since = self.now;
-        None
+        // The base's speed, and a thread: there is no file to send from.
+        passing.then(|| self.carry(connection, number))
+    }
+
+    /// Sees to it that a body goes out no faster than it may.
+    fn pace(
+        &self,
+        connection: &mut Connection,
+        sending: &mut Sending,
+        site: &'static Site,
+        request: &Request,
+    ) {
+        let caps = site.caps();
+        let Some(peer) = connection.socket.peer().filter(|_| !caps.is_none()) else {
+            if std::mem::take(&mut connection.is_paced) {
+                connection.socket.pace(None);
+            }
+            return;
+        };
+        if connection.is_paced {
+            // What is left of the reply before is not this one's.
+            sending.pulse = Pulse::behind(connection.socket.queued(), self.now);
+        }
+        connection.is_paced = true;
+        // Behind a proxy the connection is the proxy's; its client is whom it names.
+        let client = client_of(sending.visit.client.or(Some(peer)));
+        let (socket, path) = (&connection.socket, request.path.as_str());
+        sending.paced = Some(self.common.paces.join(socket, caps, client, site.number, path));
+        // Of the connection, not of the reply: else many small parts would all be a burst.
+        sending.burst = site.settings.burst.saturating_sub(connection.sent_before);
     }
 
     /// A reply of this program itself.
@@ -346,9 +355,7 @@ impl Sender {
             changes: 0,
             changed: self.now,
             is_waiting: false,
-            window: (self.now, 0),
-            rate: 0,
-            last: (self.now, 0),
+            pulse: Pulse::new(self.now),
         }
     }
 }

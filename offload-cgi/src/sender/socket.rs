@@ -89,6 +89,11 @@ impl Socket {
         let _ = shutdown(self.descriptor.as_raw_fd(), Shutdown::Write);
     }
 
+    /// Breaks the connection off, whoever is using it.
+    pub(crate) fn abort(&self) {
+        let _ = shutdown(self.descriptor.as_raw_fd(), Shutdown::Both);
+    }
+
     /// Lets this connection have so many bytes a second, or as many as it can; at once for what is sent from
     /// now on.
     pub(crate) fn pace(&self, rate: Option<u64>) {

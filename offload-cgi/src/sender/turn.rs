@@ -1,6 +1,7 @@
 //! A connection's turn: it does what it can do now, and makes room for the next one.
 
 use std::os::fd::AsFd as _;
+use std::panic::AssertUnwindSafe;
 
 use nix::sys::epoll::EpollFlags;
 
@@ -12,6 +13,7 @@ impl Sender {
     pub(super) fn ready(&mut self, number: u64, events: EpollFlags) {
         let Some(connection) = self.table.get_mut(number) else { return };
         let broken = events.intersects(EpollFlags::EPOLLERR | EpollFlags::EPOLLHUP);
+        connection.broken |= broken;
         connection.ended |= events.contains(EpollFlags::EPOLLRDHUP) || broken;
         connection.readable |= events.contains(EpollFlags::EPOLLIN) || connection.ended;
         connection.writable |= events.contains(EpollFlags::EPOLLOUT) || broken;
@@ -20,25 +22,24 @@ impl Sender {
 
     /// Lets a connection do what it can do now.
     pub(super) fn turn(&mut self, number: u64) {
-        let Some(mut connection) = self.table.take(number) else { return };
-        connection.queued = false;
-        match self.drive(&mut connection, number) {
-            Fate::Keep => self.table.put(number, connection),
-            Fate::Close => self.close(connection, number),
-            Fate::Gone => {
-                let _ = self.epoll.delete(connection.socket.as_fd());
-                self.table.release(number);
-            }
-        }
+        self.step(number, |sender, connection| {
+            connection.queued = false;
+            sender.drive(connection, number)
+        });
     }
 
+    /// What a connection does, as far as it can without waiting.
     pub(super) fn drive(&mut self, connection: &mut Box<Connection>, number: u64) -> Fate {
         // A client that pipelines has its turns, too.
         for _ in 0..16 {
             let fate = match &mut connection.state {
                 State::Reading => self.read(connection, number),
+                State::Waiting(_) if connection.broken => return Fate::Close,
                 State::Asked | State::Waiting(_) => return Fate::Keep,
                 State::Lingering => return self.linger(connection),
+                State::Sending(_) if connection.broken => {
+                    return self.finish(connection, number, false);
+                }
                 State::Sending(sending) => {
                     if !connection.writable {
                         return Fate::Keep;
@@ -53,6 +54,31 @@ impl Sender {
         }
         self.again(connection, number);
         Fate::Keep
+    }
+
+    /// Lets a connection go on with `step`, then does with it what that says. A panic ends this connection and
+    /// no other one.
+    pub(super) fn step(
+        &mut self,
+        number: u64,
+        step: impl FnOnce(&mut Self, &mut Box<Connection>) -> Fate,
+    ) {
+        let Some(mut connection) = self.table.take(number) else { return };
+        let guarded = AssertUnwindSafe(|| step(self, &mut connection));
+        let fate = std::panic::catch_unwind(guarded).unwrap_or_else(|_| {
+            self.common
+                .journal
+                .tell("a connection failed in a way that nobody has thought of; please report it");
+            self.finish(&mut connection, number, false)
+        });
+        match fate {
+            Fate::Keep => self.table.put(number, connection),
+            Fate::Close => self.close(connection, number),
+            Fate::Gone => {
+                let _ = self.epoll.delete(connection.socket.as_fd());
+                self.table.release(number);
+            }
+        }
     }
 
     /// Gives a connection another turn, after all that are due.
@@ -81,13 +107,16 @@ impl Sender {
                 Some(Fate::Keep)
             }
             Sent::Wait => {
-                self.waiting.push(number);
+                if !std::mem::replace(&mut connection.listed, true) {
+                    self.waiting.push_back(number);
+                }
+                let mut watched = false;
                 if sending.watch.is_none() {
                     sending.watch = super::growth::watch(&self.news, sending);
                     if let Some(watch) = sending.watch {
                         self.watches.entry(watch).or_default().push(number);
                         // What came before the watch was there.
-                        self.turns.push_back(number);
+                        watched = true;
                     }
                 }
                 let (patience, quiet) = (
@@ -95,6 +124,9 @@ impl Sender {
                     self.now.saturating_duration_since(sending.changed),
                 );
                 if quiet < patience {
+                    if watched {
+                        self.again(connection, number);
+                    }
                     return Some(Fate::Keep);
                 }
                 self.common.journal.tell(&format!(
@@ -121,7 +153,7 @@ impl Sender {
                 ));
                 Some(self.finish(connection, number, false))
             }
-            Sent::Carry => Some(self.carry(connection, number, None)),
+            Sent::Carry => Some(self.carry(connection, number)),
         }
     }
 
@@ -130,6 +162,7 @@ impl Sender {
         if let State::Sending(sending) = std::mem::replace(&mut connection.state, State::Reading) {
             self.forget(&sending, number);
             self.common.note(&sending.visit, sending.site, sending.sent, whole, self.now);
+            connection.sent_before = connection.sent_before.saturating_add(sending.sent);
             let counted = sending.place.is_some();
             drop(sending);
             if counted && !self.queue.is_empty() {

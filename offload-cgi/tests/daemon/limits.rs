@@ -100,3 +100,86 @@ fn a_client_that_takes_nothing_is_cut_off_and_a_slow_one_is_not() {
     assert!(read == body);
     assert!(stuck.rest().len() < 8_000_000);
 }
+
+#[test]
+fn a_client_that_takes_nothing_of_what_passes_through_is_cut_off() {
+    let (base, body) = (Base::start(), pattern(30_000_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()).with(&[("Cache-Control", "no-store")]));
+    let daemon = start(&base, "timeout = 2s\nmin-rate = 100000\nadmin = 127.0.0.1:0\n");
+    let mut slow = daemon.connect_slow();
+    slow.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(slow.head().status, 200);
+    let look = || daemon.look("/.offload/status?json");
+    eventually("it is shown", || (look().number("downloads") == 1).then_some(()));
+    // Each byte is progress for who only asks whether there was any.
+    eventually("it is cut off", || {
+        slow.read(1);
+        std::thread::sleep(Duration::from_millis(50));
+        (look().number("timeouts") == 1).then_some(())
+    });
+    eventually("its place is free", || (look().number("connections_open") == 0).then_some(()));
+    assert!(slow.rest().len() < 30_000_000);
+    assert!(daemon.get("/a").body == body);
+}
+
+#[test]
+fn who_breaks_the_connection_off_while_waiting_for_the_base_is_forgotten_at_once() {
+    let (base, body) = (Base::start(), pattern(2_000_000));
+    let mut page = Page::new("\"v1\"", body.clone());
+    page.pause_at = Some(1_000_000);
+    base.put("/a", page);
+    let daemon = start(&base, "admin = 127.0.0.1:0\n");
+    let mut gone: Vec<_> = (0..10).map(|_| daemon.connect()).collect();
+    let mut stays = daemon.connect();
+    for connection in gone.iter_mut().chain([&mut stays]) {
+        connection.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(connection.head().status, 200);
+        assert!(connection.read(900_000) == body[..900_000]);
+    }
+    for connection in &gone {
+        // A reset instead of an end.
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let option = nix::sys::socket::sockopt::Linger;
+        nix::sys::socket::setsockopt(connection.stream.get_ref(), option, &linger).unwrap();
+    }
+    drop(gone);
+    eventually("they are gone", || {
+        (daemon.look("/.offload/status?json").number("connections_open") == 1).then_some(())
+    });
+    base.release();
+    assert!(stays.read(1_100_000) == body[900_000..]);
+}
+
+#[test]
+fn a_connection_whose_client_has_vanished_without_a_word_is_ended() {
+    if !nix::unistd::geteuid().is_root() {
+        // Only root can make a socket vanish; that who says nothing is ended is tested above.
+        return;
+    }
+    let (base, body) = (Base::start(), pattern(8_000_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let daemon = start(
+        &base,
+        "timeout = 2s\nidle-timeout = 2s\nheader-timeout = 2s\nadmin = 127.0.0.1:0\nmin-rate = 1000\n",
+    );
+    assert!(daemon.get("/a").body == body);
+    let (silent, mut idle) = (daemon.connect(), daemon.connect());
+    assert_eq!(idle.get("/robots.txt").status, 200);
+    let (mut half, mut loading) = (daemon.connect(), daemon.connect_slow());
+    half.send("GET /a HTTP/1.1\r\nHo");
+    loading.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(loading.head().status, 200);
+    let open = || daemon.look("/.offload/status?json").number("connections_open");
+    eventually("all are in", || (open() >= 4).then_some(()));
+    for connection in [silent, idle, half, loading] {
+        vanish(connection.stream.get_ref());
+    }
+    eventually("all are ended", || (open() == 0).then_some(()));
+    assert!(daemon.get("/a").body == body);
+}
+
+/// Lets a socket go as if its host had lost its power: nothing is sent (TCP_REPAIR, tcp(7)).
+fn vanish(stream: &std::net::TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(stream, sockopt::TcpRepair, &1).unwrap();
+}

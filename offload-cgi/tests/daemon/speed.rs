@@ -85,3 +85,28 @@ fn an_accelerator_gets_what_one_connection_gets() {
     let mut four = [(); 4].map(|()| begin(&daemon, "/a"));
     assert_near(rate(&mut four, 2_000_000), 4.0 * 1024.0 * 1024.0);
 }
+
+#[test]
+fn many_small_parts_are_no_faster_than_one_large_one() {
+    let (_base, daemon) = with_file("rate = 2M\nburst = 1M\n");
+    let mut connection = daemon.connect();
+    let begun = Instant::now();
+    let size = 256 << 10;
+    // 8 MB: 1 MB at once, and what the buffers take, the rest at 2 MB a second.
+    for part in 0..32 {
+        let (first, last) = (part * size, (part + 1) * size - 1);
+        connection
+            .send(format!("GET /a HTTP/1.1\r\nHost: x\r\nRange: bytes={first}-{last}\r\n\r\n"));
+        assert_eq!(connection.receive().body.len(), size);
+    }
+    assert!(begun.elapsed() > Duration::from_secs(2), "8 MB took {:?}", begun.elapsed());
+}
+
+#[test]
+fn what_passes_through_has_the_same_rate() {
+    let base = Base::start();
+    let page = Page::new("\"v1\"", pattern(LENGTH)).with(&[("Cache-Control", "no-store")]);
+    base.put("/a", page);
+    let daemon = start(&base, "rate = 4M\n");
+    assert_near(rate(&mut [begin(&daemon, "/a")], 6_000_000), 4.0 * 1024.0 * 1024.0);
+}
