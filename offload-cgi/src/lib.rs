@@ -31,6 +31,7 @@ mod sender;
 mod shared;
 mod source;
 mod store;
+mod tally;
 mod tools;
 
 use std::ffi::OsString;

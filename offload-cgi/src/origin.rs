@@ -16,6 +16,7 @@ use crate::failure::{Contact, Failure, Kind};
 use crate::http::{Part, Validators};
 use crate::options::{Base, Options};
 use crate::representation::{Representation, Unfit, text};
+use crate::tally::{Event, Tally};
 
 /// What the steps of a request before the longest one may take together.
 const STEP: Duration = Duration::from_secs(1);
@@ -25,6 +26,7 @@ pub(crate) struct Origin {
     agent: Agent,
     base: Base,
     patience: Duration,
+    tally: Tally,
 }
 
 /// What the base says to a HEAD.
@@ -87,7 +89,8 @@ impl Origin {
         let fixed = options.address.as_ref().map(|address| address.authority(&options.base));
         let resolver = Pinned { fixed, resolver: DefaultResolver::default() };
         let agent = Agent::with_parts(config, DefaultConnector::default(), resolver);
-        Ok(Self { agent, base: options.base.clone(), patience: total })
+        let tally = Tally::of(options.cache.as_deref());
+        Ok(Self { agent, base: options.base.clone(), patience: total, tally })
     }
 
     /// The longest that the base is waited for when it is asked for the state of a file: all steps together.
@@ -196,6 +199,7 @@ impl Origin {
 
     /// The headers that every request has; nothing of the client's.
     fn ask(&self, request: RequestBuilder<WithoutBody>) -> RequestBuilder<WithoutBody> {
+        self.tally.add(Event::BaseRequest, 1);
         request.header("X-Mod-Offload-Bypass", "true").header("Connection", "close")
     }
 }

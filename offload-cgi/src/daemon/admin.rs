@@ -2,9 +2,11 @@
 //!
 //! One thread answers, one request after the other, each within a few seconds: nobody else waits for it.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::Path;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -20,6 +22,7 @@ use super::listen::Listener;
 use crate::head::Scan;
 use crate::reply::Reply;
 use crate::sender::{Inbox, Socket, Transfer};
+use crate::tally::{Event, Tally};
 
 /// How long a client here may take for everything.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -163,6 +166,33 @@ impl Shared {
         all
     }
 
+    /// Name, help and number of everything that is counted: of this process, then of the caches that it uses,
+    /// since these exist.
+    fn counts(&self) -> Vec<(&'static str, String, u64)> {
+        let mut counts = self.common.counters.all();
+        let (plan, _) = self.common.plan();
+        let caches: BTreeSet<&Path> =
+            plan.sites.iter().filter_map(|site| site.options().cache.as_deref()).collect();
+        let tallies: Vec<Tally> = caches.into_iter().map(|cache| Tally::of(Some(cache))).collect();
+        for (name, help, event) in [
+            (
+                "base_requests",
+                "Requests that were sent to bases, by all processes of the caches.",
+                Event::BaseRequest,
+            ),
+            (
+                "evictions",
+                "Objects that were removed from the caches to make room.",
+                Event::Eviction,
+            ),
+            ("evicted_bytes", "Bytes of these objects.", Event::EvictedByte),
+        ] {
+            let sum = tallies.iter().map(|tally| tally.now(event)).sum();
+            counts.push((name, help.to_owned(), sum));
+        }
+        counts
+    }
+
     fn html(&self) -> String {
         let transfers = self.transfers();
         let mut page = String::from(
@@ -175,7 +205,7 @@ impl Shared {
             self.common.doors.total(),
             transfers.len()
         );
-        for (name, _, count) in self.common.counters.all() {
+        for (name, _, count) in self.counts() {
             let _ = writeln!(page, "<tr><td>{}</td><td>{count}</td></tr>", name.replace('_', " "));
         }
         page.push_str(
@@ -205,7 +235,7 @@ impl Shared {
             self.common.doors.total(),
             transfers.len()
         );
-        for (name, _, count) in self.common.counters.all() {
+        for (name, _, count) in self.counts() {
             let _ = write!(text, ",\"{name}\":{count}");
         }
         text.push_str(",\"transfers\":[");
@@ -237,7 +267,7 @@ impl Shared {
                 "# HELP offload_{name} {help}\n# TYPE offload_{name} {kind}\noffload_{name} {value}\n"
             );
         };
-        for (name, help, count) in self.common.counters.all() {
+        for (name, help, count) in self.counts() {
             add(&format!("{name}_total"), &help, "counter", count);
         }
         add(

@@ -24,6 +24,7 @@ use super::{Generation, Object, Store, age, files, is_name, quarantine};
 use crate::log;
 use crate::options::Share;
 use crate::shared::Shared;
+use crate::tally::{Event, Tally};
 
 /// One folder for each beginning of three hexadecimal digits.
 const FOLDERS: usize = 1 << 12;
@@ -203,6 +204,9 @@ impl Store {
         for (folder, found) in sample {
             if self.remove(&found) {
                 usage.change(folder, |bytes| bytes.saturating_sub(found.size));
+                let tally = Tally::of(Some(&self.root));
+                tally.add(Event::Eviction, 1);
+                tally.add(Event::EvictedByte, found.size);
                 return Ok(true);
             }
         }

@@ -68,3 +68,24 @@ fn who_may_look_sees_what_is_running_and_nobody_else_sees_anything() {
     assert_eq!(daemon.look("/a").status, 404);
     assert_eq!(daemon.get("/.offload/status").status, 404, "the base is asked, and has none");
 }
+
+#[test]
+fn what_the_caches_processes_do_is_counted_wherever_it_is_done() {
+    let base = Base::start();
+    for name in 0..6 {
+        base.put(&format!("/{name}"), Page::new("\"v1\"", pattern(1_000_000)));
+    }
+    // The fillers, which are other processes, fetch and make room.
+    let daemon = start(&base, "cache-max = 3M\nfresh = 1h\nadmin = 127.0.0.1:0\n");
+    for name in 0..6 {
+        assert_eq!(daemon.get(&format!("/{name}")).body.len(), 1_000_000);
+    }
+    let json = daemon.look("/.offload/status?json");
+    let asked = base.count("HEAD") + base.count("GET");
+    assert_eq!(json.number("base_requests"), asked as u64, "{}", json.text());
+    let evictions = json.number("evictions");
+    assert!(evictions >= 3, "{}", json.text());
+    assert!(json.number("evicted_bytes") >= evictions * 1_000_000);
+    let metrics = daemon.look("/.offload/metrics").text();
+    assert!(metrics.contains("\n# TYPE offload_evictions_total counter\n"), "{metrics}");
+}
