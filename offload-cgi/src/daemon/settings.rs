@@ -1,6 +1,8 @@
 //! File, environment and flags -> what the daemon does: one name everywhere, a row a setting, and a sentence with
 //! its place for each mistake.
 
+mod rows;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fmt::Write as _;
@@ -9,6 +11,7 @@ use std::time::Duration;
 
 use offload_core::units::{Bytes, Span};
 
+use self::rows::{Draft, REPEATED, ROWS, Scope};
 use super::file::{self, Contents, Section};
 use super::journal::Format;
 use super::listen::Address;
@@ -36,147 +39,6 @@ pub(crate) struct Settings {
 
 /// Values that win over the file: by key.
 pub(crate) type Flags = Vec<(String, OsString)>;
-
-/// What has been set so far.
-#[derive(Default)]
-struct Draft {
-    listen: Vec<Address>,
-    admin: Vec<Address>,
-    user: Option<String>,
-    drain: Option<Span>,
-    workers: Option<u32>,
-    senders: Option<u32>,
-    max_connections: Option<u32>,
-    max_client_connections: Option<u32>,
-    header_timeout: Option<Span>,
-    idle_timeout: Option<Span>,
-    min_rate: Option<Bytes>,
-    log_format: Option<Format>,
-    rate: Option<Bytes>,
-    burst: Option<Bytes>,
-    client_rate: Option<Bytes>,
-    hosts: Vec<String>,
-}
-
-/// Where a setting may stand in the file.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Scope {
-    /// Above the sections.
-    Daemon,
-    /// In a section, and above them for all that do not say otherwise.
-    Base,
-    /// In a section only.
-    Section,
-}
-
-struct Row {
-    key: &'static str,
-    scope: Scope,
-    help: &'static str,
-    set: fn(&mut Draft, &str) -> Result<(), String>,
-}
-
-/// Keys that may stand in the file more than once.
-const REPEATED: [&str; 3] = ["listen", "admin", "host"];
-
-const ROWS: [Row; 16] = [
-    Row {
-        key: "listen",
-        scope: Scope::Daemon,
-        help: "ADDRESS:PORT or unix:/PATH to serve on; repeatable (required, unless systemd passes sockets)",
-        set: |draft, word| addresses(&mut draft.listen, word),
-    },
-    Row {
-        key: "admin",
-        scope: Scope::Daemon,
-        help: "where /.offload/status and /.offload/metrics are; repeatable [none]",
-        set: |draft, word| addresses(&mut draft.admin, word),
-    },
-    Row {
-        key: "user",
-        scope: Scope::Daemon,
-        help: "whom to become after the start, if that was as root [none]",
-        set: |draft, word| put(&mut draft.user, Ok(word.to_owned())),
-    },
-    Row {
-        key: "drain",
-        scope: Scope::Daemon,
-        help: "how long running downloads may go on after SIGTERM [5m]",
-        set: |draft, word| put(&mut draft.drain, Span::parse(word)),
-    },
-    Row {
-        key: "workers",
-        scope: Scope::Daemon,
-        help: "threads that may wait for a base, 1 to 1000 [32]",
-        set: |draft, word| put(&mut draft.workers, number(word, 1, 1000)),
-    },
-    Row {
-        key: "senders",
-        scope: Scope::Daemon,
-        help: "threads that send, 1 to 64 [one a processor]",
-        set: |draft, word| put(&mut draft.senders, number(word, 1, 64)),
-    },
-    Row {
-        key: "max-connections",
-        scope: Scope::Daemon,
-        help: "connections at a time; one more gets 503; 0 = three for every four descriptors [0]",
-        set: |draft, word| put(&mut draft.max_connections, number(word, 0, u32::MAX)),
-    },
-    Row {
-        key: "max-client-connections",
-        scope: Scope::Daemon,
-        help: "the same of one client (IPv4 address, IPv6 /64) but not of a proxy in `trust`; 0 = any number [0]",
-        set: |draft, word| put(&mut draft.max_client_connections, number(word, 0, u32::MAX)),
-    },
-    Row {
-        key: "header-timeout",
-        scope: Scope::Daemon,
-        help: "how long a request's head may take [10s]",
-        set: |draft, word| put(&mut draft.header_timeout, time(word)),
-    },
-    Row {
-        key: "idle-timeout",
-        scope: Scope::Daemon,
-        help: "how long a connection may wait for its next request [60s]",
-        set: |draft, word| put(&mut draft.idle_timeout, time(word)),
-    },
-    Row {
-        key: "min-rate",
-        scope: Scope::Daemon,
-        help: "bytes a second that a client must take, on average over `timeout`; 0 = any at all [100]",
-        set: |draft, word| put(&mut draft.min_rate, Bytes::parse(word)),
-    },
-    Row {
-        key: "log-format",
-        scope: Scope::Daemon,
-        help: "combined or json: what the lines of `log` look like [combined]",
-        set: |draft, word| put(&mut draft.log_format, Format::parse(word)),
-    },
-    Row {
-        key: "rate",
-        scope: Scope::Base,
-        help: "bytes a second (K M G) of a connection; 0 = no limit [0]",
-        set: |draft, word| put(&mut draft.rate, Bytes::parse(word)),
-    },
-    Row {
-        key: "burst",
-        scope: Scope::Base,
-        help: "so many bytes of a connection go out before a rate holds [0]",
-        set: |draft, word| put(&mut draft.burst, Bytes::parse(word)),
-    },
-    Row {
-        key: "client-rate",
-        scope: Scope::Base,
-        help: "bytes a second of all downloads of a client together; 0 = no limit [0]",
-        set: |draft, word| put(&mut draft.client_rate, Bytes::parse(word)),
-    },
-    Row {
-        key: "host",
-        scope: Scope::Section,
-        help: "host names (as in Host) that mean this base; in a section only",
-        set: |draft, text| hosts(&mut draft.hosts, text),
-    },
-];
 
 impl Settings {
     /// Reads everything. Flags win over the environment, which wins over the file; there a section wins
@@ -449,46 +311,6 @@ fn key_of(variable: &str) -> Option<String> {
 
 fn variable_of(key: &str) -> String {
     format!("OFFLOAD_{}", key.to_ascii_uppercase().replace('-', "_"))
-}
-
-fn put<T>(field: &mut Option<T>, value: Result<T, String>) -> Result<(), String> {
-    *field = Some(value?);
-    Ok(())
-}
-
-fn words(text: &str) -> impl Iterator<Item = &str> {
-    text.split([' ', ',', '\t']).filter(|word| !word.is_empty())
-}
-
-fn addresses(field: &mut Vec<Address>, text: &str) -> Result<(), String> {
-    for word in words(text) {
-        field.push(Address::parse(word)?);
-    }
-    Ok(())
-}
-
-fn hosts(field: &mut Vec<String>, text: &str) -> Result<(), String> {
-    for word in words(text) {
-        let name = word.to_ascii_lowercase();
-        if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_[]:".contains(&byte)) {
-            return Err(format!("'{word}' is not a host name; use names without ports"));
-        }
-        field.push(name);
-    }
-    Ok(())
-}
-
-fn number(word: &str, least: u32, most: u32) -> Result<u32, String> {
-    let number = word.parse().ok().filter(|number| (least..=most).contains(number));
-    number.ok_or_else(|| format!("'{word}' is no number that fits; use {least} to {most}"))
-}
-
-fn time(word: &str) -> Result<Span, String> {
-    let span = Span::parse(word)?;
-    if span.duration().is_zero() {
-        return Err(format!("'{word}' is no time at all; use 1s or more"));
-    }
-    Ok(span)
 }
 
 #[cfg(test)]

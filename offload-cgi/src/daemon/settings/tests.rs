@@ -1,5 +1,6 @@
 //! Who wins, what is refused, and where it says it stands.
 
+use super::rows::Row;
 use super::*;
 
 fn read(
