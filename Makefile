@@ -59,7 +59,7 @@ soak-limits: build ## Limits while clients come and go, children are killed and 
 soak: soak-limits soak-store ## Both soaks
 
 soak-store: ## The store while everything is killed: every byte compared, what is fetched twice counted (ROUNDS=1000)
-	SOAK_ROUNDS=$(or $(ROUNDS),1000) $(CARGO) test --release -p offload-cgi --test cgi soak -- --nocapture
+	SOAK_ROUNDS=$(or $(ROUNDS),1000) $(CARGO) test --release -p offload-cgi --test cgi --test daemon soak -- --nocapture
 
 # What cargo-fuzz would pass, as far as the stable compiler takes it: coverage for libFuzzer.
 fuzz: export RUSTFLAGS := --cfg fuzzing -Ccodegen-units=1 -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \

@@ -23,6 +23,7 @@ mod space;
 mod stretches;
 mod together;
 mod tools;
+mod world;
 mod worst;
 
 /// Bytes that differ from each other, so that a wrong offset is noticed.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -50,10 +50,18 @@ pub(crate) fn start_with(text: &str) -> Daemon {
 
 /// Starts one with the file of a folder; `change` is for what else the command has.
 pub(crate) fn start_in(folder: tempfile::TempDir, change: impl FnOnce(&mut Command)) -> Daemon {
+    let (child, lines) = spawn(folder.path(), change);
+    let mut daemon =
+        Daemon { folder, child, lines, address: ([127, 0, 0, 1], 0).into(), admin: None };
+    daemon.learn();
+    daemon
+}
+
+fn spawn(folder: &Path, change: impl FnOnce(&mut Command)) -> (Child, Arc<Mutex<Vec<String>>>) {
     let mut command = Command::new(PROGRAM);
     command
         .args(["serve", "--config"])
-        .arg(folder.path().join("offload.conf"))
+        .arg(folder.join("offload.conf"))
         .env_clear()
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -67,14 +75,7 @@ pub(crate) fn start_in(folder: tempfile::TempDir, change: impl FnOnce(&mut Comma
             all.lock().unwrap().push(line);
         }
     });
-    let mut daemon =
-        Daemon { folder, child, lines, address: ([127, 0, 0, 1], 0).into(), admin: None };
-    let serves = daemon.wait_for_line("serves on ");
-    daemon.address = last_address(&serves).unwrap_or(daemon.address);
-    if fs::read_to_string(daemon.folder.path().join("offload.conf")).unwrap().contains("admin") {
-        daemon.admin = last_address(&daemon.wait_for_line("admin on "));
-    }
-    daemon
+    (child, lines)
 }
 
 fn last_address(line: &str) -> Option<SocketAddr> {
@@ -82,6 +83,23 @@ fn last_address(line: &str) -> Option<SocketAddr> {
 }
 
 impl Daemon {
+    /// Learns where it is.
+    fn learn(&mut self) {
+        let serves = self.wait_for_line("serves on ");
+        self.address = last_address(&serves).unwrap_or(self.address);
+        if fs::read_to_string(self.path("offload.conf")).unwrap().contains("admin") {
+            self.admin = last_address(&self.wait_for_line("admin on "));
+        }
+    }
+
+    /// Kills it, and starts another one with the same file.
+    pub(crate) fn kill_and_start(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        (self.child, self.lines) = spawn(self.folder.path(), |_| {});
+        self.learn();
+    }
+
     /// The first line of its error log with these words.
     pub(crate) fn wait_for_line(&self, words: &str) -> String {
         eventually(words, || self.lines().into_iter().find(|line| line.contains(words)))
@@ -162,19 +180,22 @@ impl Daemon {
         fs::write(path, text).unwrap();
     }
 
-    /// Waits until no process fills its cache.
-    fn settle(&self) {
+    /// The processes that fill its cache.
+    pub(crate) fn fillers(&self) -> Vec<i32> {
         let wanted = format!("OFFLOAD_CACHE={}\0", self.path("cache").display());
-        let is_filler = |entry: fs::DirEntry| {
+        let is_filler = |entry: &fs::DirEntry| {
             let words = fs::read(entry.path().join("cmdline")).unwrap_or_default();
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
             words.split(|byte| *byte == 0).nth(1) == Some(b"fill")
                 && String::from_utf8_lossy(&environment).contains(&wanted)
         };
-        eventually("nobody fills the cache", || {
-            let mut processes = fs::read_dir("/proc").unwrap().flatten();
-            (!processes.any(is_filler)).then_some(())
-        });
+        let processes = fs::read_dir("/proc").unwrap().flatten().filter(is_filler);
+        processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Waits until no process fills its cache.
+    pub(crate) fn settle(&self) {
+        eventually("nobody fills the cache", || self.fillers().is_empty().then_some(()));
     }
 }
 

@@ -14,7 +14,10 @@ mod limits;
 mod looking;
 mod many;
 mod serving;
+mod soak;
 mod speed;
+#[path = "../cgi/world.rs"]
+mod world;
 
 /// Bytes without a pattern that could hide a wrong offset.
 fn pattern(length: usize) -> Vec<u8> {
