@@ -6,6 +6,7 @@
 #[path = "../cgi/base.rs"]
 #[allow(dead_code)] // The tests of the CGI need more of it.
 mod base;
+mod beginning;
 mod clients;
 mod framing;
 mod host;
