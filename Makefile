@@ -38,7 +38,7 @@ faulty: setup
 	$(CARGO) build --release -p mod_offload --features fault-injection
 	@mkdir -p $(TARGET)/faulty && cp $(TARGET)/release/libmod_offload.so $(TARGET)/faulty/mod_offload.so
 
-demo: build ## Show it all on loopback: base, offload host, 200 MB; Ctrl-C ends (ONCE=1: ends by itself)
+demo: build ## Show it all on loopback: base, two offload hosts, 200 MB; Ctrl-C ends (ONCE=1: ends by itself)
 	@ONCE=$(ONCE) $(TARGET)/release/demo
 
 check: setup ## Format, lints and documentation, warnings refused

@@ -12,6 +12,7 @@ mod artifacts;
 pub mod choke;
 mod client;
 pub mod crowd;
+mod daemon;
 mod data;
 mod download;
 pub mod h2;
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant};
 
 pub use artifacts::{Artifacts, workspace};
 pub use client::{Answer, Curl, Head, Raw, Running};
+pub use daemon::{Daemon, DaemonSetup};
 pub use data::{age, bytes, same_file, set_modified, write_bytes};
 pub use download::Download;
 pub use httpd::{Check, Entry, Httpd, Mpm, Setup, modules_folder};

@@ -1,4 +1,5 @@
-//! `make demo`: a base and an offload host on loopback, and a 200 MB file downloaded through both.
+//! `make demo`: a base and two offload hosts on loopback, one a CGI under httpd, the other a daemon, and a 200 MB
+//! file downloaded through each.
 //!
 //! Cold, warm, and the rest of a download that was cut off; each is compared by its SHA-256 with the
 //! file on the base. Then the servers stay until Ctrl-C, or end at once with `ONCE=1`.
@@ -15,11 +16,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SigSet, Signal};
 use offload_tests::offload::{HOST_ADDRESS, Pair, PairSetup};
-use offload_tests::{Mpm, Scratch, Setup, eventually, reachable_by_server, workspace, write_bytes};
+use offload_tests::{
+    Daemon, DaemonSetup, Mpm, Scratch, Setup, eventually, reachable_by_server, workspace,
+    write_bytes,
+};
 use sha2::{Digest, Sha256};
 
 const SIZE: u64 = 200 << 20;
-const PATH: &str = "/files/200%20MB.bin";
+const FIRST: &str = "/files/0/200%20MB.bin";
 /// A download that is not cold may cost the base a few heads and no more.
 const HEADS: u64 = 10_000;
 
@@ -28,41 +32,47 @@ fn main() -> ExitCode {
 
     let folder = chosen_folder();
     println!("folder     {} (configurations and logs stay there)", folder.display());
-    let pair = start(&folder);
+    let (pair, daemon) = start(&folder);
     // From here on a Ctrl-C waits until it is asked for. Not earlier: httpd would inherit the mask and
     // could not be stopped. Until now the kernel stops httpd when this program ends.
     let ends: SigSet = [Signal::SIGINT, Signal::SIGTERM].into_iter().collect();
     ends.thread_block().unwrap();
     println!("base       {}", pair.base.url("/"));
-    println!("offload    {}", pair.host.url("/"));
-    let original = pair.base.put("files/200 MB.bin", "");
+    println!("offload    {} (CGI)", pair.host.url("/"));
+    println!("offload    {} (daemon)", daemon.url("/"));
+    let original = pair.base.put("files/0/200 MB.bin", "");
     println!("making     {} of {} MB", original.display(), SIZE >> 20);
     write_bytes(&original, 2026, SIZE);
     let sum = sha256(&original);
     println!("SHA-256    {sum}\n");
 
-    let rows = [
-        download(&pair, &folder, "cold", &sum),
-        download(&pair, &folder, "warm", &sum),
-        resume(&pair, &folder, &sum),
-    ];
+    let mut rows = Vec::new();
+    let mut good = true;
+    for host in [pair.host.authority(), daemon.authority()] {
+        let path = path_for(&pair, &original, &host);
+        let three = [
+            download(&pair, &folder, &path, "cold", &sum),
+            download(&pair, &folder, &path, "warm", &sum),
+            resume(&pair, &folder, &path, &sum),
+        ];
+        good &= three.iter().all(|row| row.same && row.server == host)
+            && three[0].sent >= SIZE
+            && three[1..].iter().all(|row| row.sent < HEADS);
+        rows.extend(three);
+    }
     println!();
     println!(
         "{:<9} {:<28} {:>14} {:>8}  SHA-256",
         "download", "served by", "sent by base", "seconds"
     );
     rows.iter().for_each(Row::print);
-    let good = rows.iter().all(|row| row.same)
-        && rows[0].sent >= SIZE
-        && rows[1..].iter().all(|row| row.sent < HEADS)
-        && rows.iter().all(|row| row.server == pair.host.authority());
     println!(
         "\n{}",
         if good { "All as it should be." } else { "NOT as it should be; the logs may tell why." }
     );
     if !once {
-        println!("\nTry   curl -L -o /dev/null '{}'", pair.base.url(PATH));
-        println!("Both servers run until Ctrl-C.");
+        println!("\nTry   curl -L -o /dev/null '{}'", pair.base.url(FIRST));
+        println!("All servers run until Ctrl-C.");
         ends.wait().unwrap();
         println!();
     }
@@ -84,10 +94,44 @@ fn chosen_folder() -> PathBuf {
     there
 }
 
-fn start(folder: &Path) -> Pair {
+fn start(folder: &Path) -> (Pair, Daemon) {
     let base = Setup::within(Scratch::at(&folder.join("base")), "127.0.0.1");
     let host = Setup::within(Scratch::at(&folder.join("offload-host")), HOST_ADDRESS);
-    PairSetup::of(base, host, Mpm::Event).start()
+    let daemon = DaemonSetup::within(Scratch::at(&folder.join("offload-daemon")));
+    let mut pair = PairSetup::of(base, host, Mpm::Event);
+    pair.base = pair.base.directives(&format!("OffloadHost {}", daemon.authority()));
+    let pair = pair.start();
+    let daemon = daemon.start(&pair.base.authority(), "");
+    (pair, daemon)
+}
+
+/// The path of a file that the base redirects to this host: each file has one home, which its path decides.
+fn path_for(pair: &Pair, original: &Path, host: &str) -> String {
+    for number in 0..100 {
+        let (name, path) =
+            (format!("files/{number}/200 MB.bin"), format!("/files/{number}/200%20MB.bin"));
+        let file = pair.base.path(&name);
+        if file != original {
+            fs::create_dir_all(file.parent().unwrap()).unwrap();
+            fs::hard_link(original, &file).unwrap();
+        }
+        let before = pair.base.entries().len();
+        let output = Command::new("curl")
+            .args(["-q", "-sS", "--noproxy", "*", "-o", "/dev/null", "-w", "%{redirect_url}"])
+            .arg(pair.base.url(&path))
+            .output()
+            .unwrap();
+        eventually("the redirection is in the base's log", || {
+            (pair.base.entries().len() > before).then_some(())
+        });
+        if String::from_utf8_lossy(&output.stdout).split('/').nth(2) == Some(host) {
+            return path;
+        }
+        if file != original {
+            fs::remove_file(file).unwrap();
+        }
+    }
+    panic!("no file's home is {host}")
 }
 
 /// One line of the table.
@@ -107,32 +151,32 @@ impl Row {
     }
 }
 
-fn download(pair: &Pair, folder: &Path, name: &'static str, sum: &str) -> Row {
-    println!("{name:<10} curl -L {}", pair.base.url(PATH));
+fn download(pair: &Pair, folder: &Path, path: &str, name: &'static str, sum: &str) -> Row {
+    println!("{name:<10} curl -L {}", pair.base.url(path));
     let target = folder.join("offload-host").join(format!("{name}.bin"));
-    fetch(pair, name, &target, sum)
+    fetch(pair, path, name, &target, sum)
 }
 
 /// Cuts a download off in its middle, then lets curl get the rest.
-fn resume(pair: &Pair, folder: &Path, sum: &str) -> Row {
+fn resume(pair: &Pair, folder: &Path, path: &str, sum: &str) -> Row {
     let target = folder.join("offload-host/resumed.bin");
-    println!("resume     curl -L {} ... cut off", pair.base.url(PATH));
+    println!("resume     curl -L {} ... cut off", pair.base.url(path));
     let mut client =
-        curl(&target, &pair.base.url(PATH)).args(["--limit-rate", "100M"]).spawn().unwrap();
+        curl(&target, &pair.base.url(path)).args(["--limit-rate", "100M"]).spawn().unwrap();
     eventually("the middle of the file", || {
         fs::metadata(&target).ok().filter(|about| about.len() > SIZE / 4)
     });
     client.kill().unwrap();
     client.wait().unwrap();
     let there = fs::metadata(&target).unwrap().len();
-    println!("resume     curl -L -C - {} from byte {}", pair.base.url(PATH), grouped(there));
-    fetch(pair, "resume", &target, sum)
+    println!("resume     curl -L -C - {} from byte {}", pair.base.url(path), grouped(there));
+    fetch(pair, path, "resume", &target, sum)
 }
 
-fn fetch(pair: &Pair, name: &'static str, target: &Path, sum: &str) -> Row {
+fn fetch(pair: &Pair, path: &str, name: &'static str, target: &Path, sum: &str) -> Row {
     let before = pair.base.entries().len();
     let start = Instant::now();
-    let output = curl(target, &pair.base.url(PATH))
+    let output = curl(target, &pair.base.url(path))
         .args(["-C", "-", "-w", "%{http_code} %{url_effective}"])
         .output()
         .unwrap();
