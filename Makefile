@@ -50,6 +50,10 @@ check: setup ## Format, lints and documentation, warnings refused
 test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)
 	$(CARGO) test --workspace --no-fail-fast
 
+test-browser: PACKAGES += chromium
+test-browser: setup ## Chromium plays, seeks and downloads through the daemon
+	$(CARGO) test -p offload-cgi --test daemon browser -- --ignored
+
 loom: ## The ledger's steps, in every order that threads may take them
 	RUSTFLAGS='--cfg loom' $(CARGO) test --release --target-dir $(TARGET)/loom -p offload-core --lib ledger
 
@@ -102,4 +106,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle readme install clean
+.PHONY: help setup build faulty demo check test test-browser loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle readme install clean
