@@ -20,6 +20,7 @@ mod pool;
 mod settings;
 mod site;
 mod upgrade;
+mod user;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

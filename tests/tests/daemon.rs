@@ -1,6 +1,10 @@
 //! A base that redirects to an offload host without a web server.
 
-use offload_tests::{DaemonSetup, Mpm, Scratch, Setup, bytes, eventually, same_file};
+use std::process::{Command, Stdio};
+
+use offload_tests::{
+    Artifacts, DaemonSetup, Mpm, Port, Scratch, Setup, bytes, eventually, same_file, server_user,
+};
 
 #[test]
 fn the_base_redirects_and_the_daemon_serves_what_the_base_has() {
@@ -33,4 +37,35 @@ fn the_base_redirects_and_the_daemon_serves_what_the_base_has() {
         (text.lines().count() == 4).then_some(text)
     });
     assert!(log.lines().all(|line| line.contains("\"GET /files/a%20b%23c.bin HTTP/1.1\" 200 ")));
+}
+
+/// The program is linked statically as it is shipped, and so must not ask libc who somebody is.
+#[test]
+fn the_program_as_it_is_shipped_stops_being_root() {
+    let Some(user) = server_user() else {
+        // Only root can stop being root.
+        return;
+    };
+    let scratch = Scratch::new();
+    let port = Port::of([127, 0, 0, 3].into());
+    let mut child = Command::new(scratch.install(&Artifacts::default().cgi(), "offload-cgi"))
+        .args(["serve", "--base", "http://base.test", "--user", &user.name, "--listen"])
+        .arg(port.address().to_string())
+        .arg("--cache")
+        .arg(scratch.path().join("cache"))
+        .env_clear()
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually("it serves", || {
+        assert!(child.try_wait().unwrap().is_none(), "it has ended");
+        std::net::TcpStream::connect(port.address()).ok()
+    });
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")).unwrap();
+    let wanted = user.uid.to_string();
+    assert!(uid.split_whitespace().all(|word| word == wanted), "{status}");
 }

@@ -1,7 +1,6 @@
 //! The daemon's life: start, signals, reload, upgrade, drain.
 
 use std::env;
-use std::ffi::CString;
 use std::io;
 use std::os::fd::AsFd as _;
 use std::os::linux::net::SocketAddrExt as _;
@@ -16,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{User, geteuid, initgroups, setgid, setuid};
+use nix::unistd::geteuid;
 
 use super::Common;
 use super::admin::Admin;
@@ -27,6 +26,7 @@ use super::pool::Pool;
 use super::settings::{Flags, Settings};
 use super::site::Sites;
 use super::upgrade;
+use super::user::User;
 use crate::log;
 use crate::sender::{Inbox, Sender};
 
@@ -275,10 +275,7 @@ fn become_user(settings: &Settings) -> Result<(), String> {
         }
         return Ok(());
     };
-    let user = User::from_name(name)
-        .ok()
-        .flatten()
-        .ok_or_else(|| format!("user: there is no user '{name}'"))?;
+    let user = User::find(name).map_err(|error| format!("user: {error}"))?;
     if geteuid() == user.uid {
         return Ok(());
     }
@@ -293,11 +290,7 @@ fn become_user(settings: &Settings) -> Result<(), String> {
             let _ = std::fs::set_permissions(cache, mode);
         }
     }
-    let words = CString::new(name.as_str()).map_err(|_| format!("user: '{name}' is no name"))?;
-    initgroups(&words, user.gid)
-        .and_then(|()| setgid(user.gid))
-        .and_then(|()| setuid(user.uid))
-        .map_err(|error| format!("user: cannot become '{name}': {error}"))
+    user.become_him().map_err(|error| format!("user: cannot become '{name}': {error}"))
 }
 
 /// Tells systemd (sd_notify(3)), if it has started this process.

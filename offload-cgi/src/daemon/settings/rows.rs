@@ -63,7 +63,7 @@ pub(super) const ROWS: [Row; 16] = [
     Row {
         key: "user",
         scope: Scope::Daemon,
-        help: "whom to become after the start, if that was as root [none]",
+        help: "whom to become, a name in /etc/passwd, after the start as root [none]",
         set: |draft, word| put(&mut draft.user, Ok(word.to_owned())),
     },
     Row {
