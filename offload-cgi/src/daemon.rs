@@ -32,8 +32,8 @@ pub(crate) use self::answer::{Step, Visit, has_end, head as write_head, read};
 use self::counters::Counters;
 use self::journal::Journal;
 pub(crate) use self::listen::Listener;
-use self::plan::Doors;
-pub(crate) use self::plan::{Entered, Plan};
+use self::plan::{Bodies, Doors};
+pub(crate) use self::plan::{Entered, OpenBody, Plan};
 use self::pool::Pool;
 pub(crate) use self::settings::{Flags, Settings};
 pub(crate) use self::site::{Site, client_of};
@@ -54,6 +54,7 @@ pub(crate) struct Common {
     version: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) doors: Arc<Doors>,
+    bodies: Arc<Bodies>,
     pub(crate) paces: Arc<Paces>,
     pub(crate) pool: Pool,
     pub(crate) journal: Journal,
@@ -63,18 +64,24 @@ pub(crate) struct Common {
 }
 
 impl Common {
-    fn new(plan: Plan, pool: Pool, journal: Journal) -> Self {
+    fn new(plan: Plan, pool: Pool, journal: Journal, descriptors: usize) -> Self {
         Self {
             plan: RwLock::new(Arc::new(plan)),
             version: AtomicU64::new(0),
             counters: Counters::default(),
             doors: Arc::default(),
+            bodies: Arc::new(Bodies::new(descriptors)),
             paces: Arc::default(),
             pool,
             journal,
             carriers: AtomicUsize::new(0),
             begun: Instant::now(),
         }
+    }
+
+    /// A place for one more body, if there are descriptors for it.
+    pub(crate) fn open_body(&self) -> Option<OpenBody> {
+        self.bodies.open(self.doors.total())
     }
 
     /// What holds now, and its number.

@@ -75,7 +75,7 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     let failed = |error: io::Error| format!("the daemon cannot start: {error}");
     let (journal, writer) = Journal::start().map_err(failed)?;
     let pool = Pool::start(settings.workers).map_err(failed)?;
-    let common = Arc::new(Common::new(plan, pool, journal));
+    let common = Arc::new(Common::new(plan, pool, journal, descriptors()));
     let mut senders = Vec::new();
     for _ in 0..settings.senders {
         senders.push(Sender::start(&common, listeners.serving.clone()).map_err(failed)?);
@@ -107,7 +107,8 @@ fn plan(settings: &Settings, sites: &Sites) -> Result<Plan, String> {
         idle_timeout: settings.idle_timeout,
         min_rate: settings.min_rate,
         max_connections: match settings.max_connections {
-            0 => most_connections(),
+            // There must be some left to serve them with.
+            0 => descriptors() / 4 * 3,
             most => most,
         },
         max_client_connections: settings.max_client_connections,
@@ -261,10 +262,10 @@ fn raise_limits() {
     }
 }
 
-/// So many connections leave enough descriptors to serve them with.
-fn most_connections() -> usize {
-    getrlimit(Resource::RLIMIT_NOFILE)
-        .map_or(usize::MAX, |(soft, _)| usize::try_from(soft / 4 * 3).unwrap_or(usize::MAX))
+/// How many descriptors this process may have.
+fn descriptors() -> usize {
+    let limit = getrlimit(Resource::RLIMIT_NOFILE);
+    limit.map_or(usize::MAX, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
 }
 
 /// Stops being root.

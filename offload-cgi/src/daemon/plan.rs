@@ -47,6 +47,40 @@ pub(crate) struct Doors {
     clients: Mutex<HashMap<[u8; 8], u32>>,
 }
 
+/// How many bodies are open, of which each connection has its own, and for how many there are descriptors.
+#[derive(Debug)]
+pub(crate) struct Bodies {
+    open: AtomicUsize,
+    descriptors: usize,
+}
+
+/// A body's place, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenBody(Arc<Bodies>);
+
+impl Bodies {
+    /// The descriptors of a body that grows, beside its connection's.
+    const EACH: usize = 3;
+
+    pub(crate) fn new(descriptors: usize) -> Self {
+        Self { open: AtomicUsize::new(0), descriptors }
+    }
+
+    /// Counts one more, if there are descriptors for it. Some stay free for everything else.
+    pub(crate) fn open(self: &Arc<Self>, connections: usize) -> Option<OpenBody> {
+        let open = self.open.fetch_add(1, Ordering::AcqRel) + 1;
+        let body = OpenBody(Arc::clone(self));
+        let needed = open.saturating_mul(Self::EACH).saturating_add(connections);
+        (needed <= self.descriptors / 8 * 7).then_some(body)
+    }
+}
+
+impl Drop for OpenBody {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 /// A connection's place, given back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Entered {
@@ -101,6 +135,17 @@ impl Drop for Entered {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_bodies_are_open_than_there_are_descriptors_for() {
+        let bodies = Arc::new(Bodies::new(80));
+        let open: Vec<_> = std::iter::from_fn(|| bodies.open(10)).collect();
+        assert_eq!(open.len(), 20);
+        assert!(bodies.open(10).is_none() && bodies.open(9).is_none());
+        drop(open);
+        assert!(bodies.open(67).is_some() && bodies.open(68).is_none());
+        assert_eq!(bodies.open.load(Ordering::Acquire), 0);
+    }
 
     #[test]
     fn a_place_comes_back_whoever_was_refused() {

@@ -101,7 +101,8 @@ impl Sender {
             pulse: rest.pulse,
             patience,
         };
-        let (visit, site, held) = (rest.visit, rest.site, (rest.place, rest.paced, entered));
+        let (visit, site, held) =
+            (rest.visit, rest.site, (rest.place, rest.body, rest.paced, entered));
         let work = move || {
             let common = Arc::clone(&carrier.0);
             let result = socket.blocking(patience).map_err(Cut::Client).and_then(|mut out| {

@@ -10,7 +10,7 @@ use super::pace::Paced;
 use super::pulse::{Least, Pulse};
 use super::socket::{Moved, Socket};
 use crate::body::{Body, Piece, Supply};
-use crate::daemon::{Entered, Visit};
+use crate::daemon::{Entered, OpenBody, Visit};
 use crate::downloads::Place;
 use crate::exchange::{Kept, Request};
 use crate::failure::{Failure, Kind};
@@ -77,6 +77,8 @@ pub(super) struct Ask {
     pub(super) visit: Box<Visit>,
     pub(super) minor: u8,
     pub(super) keep: bool,
+    /// The place of the body that an exchange opens.
+    pub(super) body: Option<OpenBody>,
 }
 
 /// A reply on its way out.
@@ -94,6 +96,7 @@ pub(super) struct Sending {
     /// Bytes of the body that are sent.
     pub(super) sent: u64,
     pub(super) place: Option<Place<'static>>,
+    pub(super) body: Option<OpenBody>,
     pub(super) paced: Option<Paced>,
     /// So many bytes go out before the speed holds.
     pub(super) burst: u64,
@@ -263,6 +266,7 @@ impl Sending {
             site: self.site,
             sent: self.sent,
             place: self.place,
+            body: self.body,
             paced: self.paced,
             pulse: self.pulse,
         };
@@ -295,6 +299,7 @@ pub(super) struct Rest {
     pub(super) site: Option<&'static crate::daemon::Site>,
     pub(super) sent: u64,
     pub(super) place: Option<Place<'static>>,
+    pub(super) body: Option<OpenBody>,
     pub(super) paced: Option<Paced>,
     pub(super) pulse: Pulse,
 }

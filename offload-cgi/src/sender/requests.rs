@@ -124,7 +124,8 @@ impl Sender {
             Step::Reply(reply) => self.reply(connection, visit, head.minor(), keep, reply),
             Step::Ask(site, request) => {
                 let minor = head.minor();
-                let ask = Ask { site, request: Arc::new(request), visit, minor, keep };
+                let request = Arc::new(request);
+                let ask = Ask { site, request, visit, minor, keep, body: None };
                 self.ask(connection, number, ask)
             }
         }
@@ -160,6 +161,14 @@ impl Sender {
             let reply = ask.site.exchange().answer_with(&ask.request, &kept);
             return self.begin(connection, number, ask, reply, place, Bytes::Kept(kept));
         }
+        let Some(body) = self.common.open_body() else {
+            let reply =
+                Reply::page(503, "There are too many downloads now; please try again in a moment.")
+                    .header("Retry-After", "10")
+                    .note("there are not enough descriptors (see `ulimit -n`, LimitNOFILE)");
+            return self.reply(connection, ask.visit, ask.minor, ask.keep, reply);
+        };
+        let ask = Ask { body: Some(body), ..ask };
         connection.state = State::Asked;
         let (site, request) = (ask.site, Arc::clone(&ask.request));
         let inbox = Arc::clone(&self.inbox);
@@ -258,11 +267,12 @@ impl Sender {
             }
             Supply::Passing(incoming) => Bytes::Passing(incoming),
         };
-        let Ask { site, request, visit, minor, keep } = ask;
+        let Ask { site, request, visit, minor, keep, body: open } = ask;
         let passing = has_body && matches!(supply, Bytes::Passing(_));
         let mut sending = self.sending(visit, Some(site), minor, keep && !passing, &reply);
         if request.get {
             sending.pieces = body.pieces.into_iter();
+            sending.body = open.filter(|_| !matches!(supply, Bytes::None | Bytes::Kept(_)));
             sending.supply = supply;
             sending.place = place;
         }
@@ -349,6 +359,7 @@ impl Sender {
             site,
             sent: 0,
             place: None,
+            body: None,
             paced: None,
             burst: 0,
             watch: None,

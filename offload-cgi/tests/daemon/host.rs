@@ -32,20 +32,28 @@ pub(crate) struct Daemon {
 
 /// Starts one that serves this base with these lines in its file; `{folder}` is its folder.
 pub(crate) fn start(base: &Base, lines: &str) -> Daemon {
-    let text = format!(
+    start_in(configured(base, lines), |_| {})
+}
+
+/// The folder of one that would be started so.
+pub(crate) fn configured(base: &Base, lines: &str) -> tempfile::TempDir {
+    configured_with(&format!(
         "listen = 127.0.0.1:0\nbase = http://base.test\nbase-address = 127.0.0.1:{}\n\
          cache = {{folder}}/cache\nkeep-free = 0\nmax-dupes = 0\n{lines}",
         base.port
-    );
-    start_with(&text)
+    ))
 }
 
 /// Starts one with this file.
 pub(crate) fn start_with(text: &str) -> Daemon {
+    start_in(configured_with(text), |_| {})
+}
+
+fn configured_with(text: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let text = text.replace("{folder}", &folder.path().display().to_string());
     fs::write(folder.path().join("offload.conf"), text).unwrap();
-    start_in(folder, |_| {})
+    folder
 }
 
 /// Starts one with the file of a folder; `change` is for what else the command has.
