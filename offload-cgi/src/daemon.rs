@@ -37,6 +37,7 @@ pub(crate) use self::plan::{Entered, OpenBody, Plan};
 use self::pool::Pool;
 pub(crate) use self::settings::{Flags, Settings};
 pub(crate) use self::site::{Site, client_of};
+use self::user::User;
 use crate::log;
 use crate::reply::Reply;
 use crate::sender::Paces;
@@ -165,6 +166,10 @@ pub(crate) fn check(flags: &Flags) -> ExitCode {
         Ok(settings) => settings,
         Err(code) => return code,
     };
+    if let Some(Err(sentence)) = settings.user.as_deref().map(User::find) {
+        log::line(&format!("user: {sentence}"));
+        return ExitCode::from(2);
+    }
     let names: Vec<String> =
         settings.sites.iter().map(|site| site.options.base.to_string()).collect();
     let listen: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();

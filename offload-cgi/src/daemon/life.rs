@@ -30,6 +30,9 @@ use super::user::User;
 use crate::log;
 use crate::sender::{Inbox, Sender};
 
+/// How long the last lines of the logs may take: a disk that hangs must not keep the process.
+const LAST_LINES: Duration = Duration::from_secs(5);
+
 /// How often it is looked whether what drains has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -96,7 +99,10 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     }
     daemon.drain(&signals);
     daemon.common.journal.end();
-    let _ = writer.join();
+    let end = Instant::now() + LAST_LINES;
+    while !writer.is_finished() && Instant::now() < end {
+        std::thread::sleep(LOOK);
+    }
     Ok(())
 }
 

@@ -172,6 +172,13 @@ fn check_names_the_line_and_serve_does_not_start() {
     let output =
         Command::new(PROGRAM).args(["check", "--config"]).arg(&path).env_clear().output().unwrap();
     assert!(output.status.success() && output.stdout.starts_with(b"The configuration is good"));
+    let mut command = Command::new(PROGRAM);
+    command.args(["check", "--user", "no such user", "--config"]).arg(&path).env_clear();
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("user: there is no user 'no such user'")
+    );
 }
 
 #[test]

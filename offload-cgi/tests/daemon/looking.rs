@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use nix::sys::signal::Signal;
+
 use super::base::{Base, Page};
-use super::host::{eventually, start};
+use super::host::{configured, eventually, start, start_in};
 use super::pattern;
 
 #[test]
@@ -88,4 +90,20 @@ fn what_the_caches_processes_do_is_counted_wherever_it_is_done() {
     assert!(json.number("evicted_bytes") >= evictions * 1_000_000);
     let metrics = daemon.look("/.offload/metrics").text();
     assert!(metrics.contains("\n# TYPE offload_evictions_total counter\n"), "{metrics}");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_delays_nobody() {
+    let (base, body) = (Base::start(), pattern(100_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let folder = configured(&base, "fresh = 10s\nlog = {folder}/log\n");
+    // Whoever opens it waits until somebody reads, which nobody does.
+    nix::unistd::mkfifo(&folder.path().join("log"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut daemon = start_in(folder, |_| {});
+    let mut connection = daemon.connect();
+    for _ in 0..1000 {
+        assert!(connection.get("/a").body == body);
+    }
+    daemon.signal(Signal::SIGTERM);
+    assert!(daemon.wait());
 }
