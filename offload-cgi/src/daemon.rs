@@ -25,7 +25,7 @@ mod user;
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Instant;
 
 pub(crate) use self::answer::{Step, Visit, has_end, head as write_head, read};
@@ -40,7 +40,7 @@ pub(crate) use self::site::{Site, client_of};
 use self::user::User;
 use crate::log;
 use crate::reply::Reply;
-use crate::sender::Paces;
+use crate::sender::{Inbox, Paces};
 
 /// The words that make this program a daemon, or look at what it would do.
 pub(crate) const WORD: &str = "serve";
@@ -59,6 +59,8 @@ pub(crate) struct Common {
     pub(crate) paces: Arc<Paces>,
     pub(crate) pool: Pool,
     pub(crate) journal: Journal,
+    /// The loops, when all have started.
+    senders: OnceLock<Vec<Arc<Inbox>>>,
     /// Replies that hold a thread.
     pub(crate) carriers: AtomicUsize,
     begun: Instant,
@@ -75,9 +77,15 @@ impl Common {
             paces: Arc::default(),
             pool,
             journal,
+            senders: OnceLock::new(),
             carriers: AtomicUsize::new(0),
             begun: Instant::now(),
         }
+    }
+
+    /// The loops; none before all have started.
+    pub(crate) fn senders(&self) -> &[Arc<Inbox>] {
+        self.senders.get().map_or(&[], Vec::as_slice)
     }
 
     /// A place for one more body, if there are descriptors for it.

@@ -140,7 +140,8 @@ impl Sender {
     fn run(mut self) {
         let mut events = vec![EpollEvent::empty(); 512];
         let (mut round, mut look) = (Instant::now(), Instant::now());
-        while !(self.draining && self.table.len() == 0 && self.carried.is_empty()) {
+        while !self.is_over() {
+            self.inbox.set_load(self.table.len());
             let count = match self.epoll.wait(&mut events, self.patience()) {
                 Ok(count) => count,
                 Err(nix::errno::Errno::EINTR) => 0,
@@ -180,6 +181,11 @@ impl Sender {
         }
     }
 
+    /// Whether nothing is left to be done, and nothing more can come.
+    fn is_over(&self) -> bool {
+        self.draining && self.table.len() == 0 && self.carried.is_empty() && self.inbox.close()
+    }
+
     fn patience(&self) -> EpollTimeout {
         if !self.turns.is_empty() {
             EpollTimeout::ZERO
@@ -200,6 +206,7 @@ impl Sender {
         for message in self.inbox.take() {
             match message {
                 Message::Answer(number, answered) => self.answer(number, *answered),
+                Message::Came(socket, entered) => self.let_in(socket, entered),
                 Message::Report(to) => {
                     let _ = to.send(self.report());
                 }

@@ -83,7 +83,8 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     for _ in 0..settings.senders {
         senders.push(Sender::start(&common, listeners.serving.clone()).map_err(failed)?);
     }
-    let inboxes = senders.iter().map(|(inbox, _)| Arc::clone(inbox)).collect();
+    let inboxes: Vec<_> = senders.iter().map(|(inbox, _)| Arc::clone(inbox)).collect();
+    let _ = common.senders.set(inboxes.clone());
     let admin = Admin::start(&common, inboxes, listeners.admin.clone()).map_err(failed)?;
     let flags = flags.clone();
     let mut daemon =

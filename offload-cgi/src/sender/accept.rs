@@ -7,10 +7,13 @@ use std::sync::Arc;
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 
 use super::connection::{Connection, State};
+use super::inbox::Message;
+use super::socket::Socket;
 use super::{LISTENERS, ROUND, Sender};
-use crate::daemon::Listener;
-use crate::head::Scan;
+use crate::daemon::{Entered, Listener};
 
+/// So many connections more than others a sender may have.
+const UNEVEN: usize = 4;
 /// Connections that are accepted in one go.
 const AT_ONCE: usize = 64;
 /// Refused connections that are ended politely at a time.
@@ -56,48 +59,61 @@ impl Sender {
             };
             self.common.counters.connections.add(1);
             let entered = self.common.doors.enter(socket.peer(), &self.plan);
-            let state = if entered.is_some() {
-                State::Reading
-            } else {
-                self.common.counters.refused_connections.add(1);
-                let _ = socket.send(BUSY, false);
-                socket.end();
-                if self.refused >= MOST_REFUSED {
-                    continue;
-                }
-                self.refused += 1;
-                State::Lingering
-            };
-            let connection = Box::new(Connection {
-                socket: Arc::new(socket),
-                buffer: Vec::new(),
-                scan: Scan::default(),
-                state,
-                readable: false,
-                writable: true,
-                ended: false,
-                broken: false,
-                queued: false,
-                listed: false,
-                is_paced: false,
-                sent_before: 0,
-                served: 0,
-                since: self.now,
-                entered,
-            });
-            let number = self.table.reserve();
-            // Edge-triggered: one call a connection, whatever it does later.
-            let flags = EpollFlags::EPOLLIN
-                | EpollFlags::EPOLLOUT
-                | EpollFlags::EPOLLRDHUP
-                | EpollFlags::EPOLLET;
-            let event = EpollEvent::new(flags, number);
-            if self.epoll.add(connection.socket.as_fd(), event).is_ok() {
-                self.table.put(number, connection);
-            } else {
-                self.close(connection, number);
+            if let Some((socket, entered)) = self.hand_over(socket, entered) {
+                self.let_in(socket, entered);
             }
         }
         // There may be more: level-triggered, so the next round tells.
+    }
+
+    /// Gives a connection to the sender that has the fewest, if this one has many more: the kernel wakes whom it
+    /// likes, and a crowd that comes at once would stay with one of them.
+    fn hand_over(
+        &self,
+        socket: Socket,
+        entered: Option<Entered>,
+    ) -> Option<(Socket, Option<Entered>)> {
+        let senders = self.common.senders();
+        let Some(other) = senders.iter().min_by_key(|other| other.load()) else {
+            return Some((socket, entered));
+        };
+        let (least, mine) = (other.load(), self.table.len());
+        if mine <= least + UNEVEN + least / 8 || Arc::ptr_eq(other, &self.inbox) {
+            return Some((socket, entered));
+        }
+        other.set_load(least + 1);
+        match other.put(Message::Came(socket, entered)) {
+            Err(Message::Came(socket, entered)) => Some((socket, entered)),
+            _ => None,
+        }
+    }
+
+    /// Begins with a connection; tells one that was not counted in that there are too many.
+    pub(super) fn let_in(&mut self, socket: Socket, entered: Option<Entered>) {
+        let state = if entered.is_some() {
+            State::Reading
+        } else {
+            self.common.counters.refused_connections.add(1);
+            let _ = socket.send(BUSY, false);
+            socket.end();
+            if self.refused >= MOST_REFUSED {
+                return;
+            }
+            self.refused += 1;
+            State::Lingering
+        };
+        let connection = Box::new(Connection::new(socket, entered, state, self.now));
+        let number = self.table.reserve();
+        // Edge-triggered: one call a connection, whatever it does later.
+        let flags = EpollFlags::EPOLLIN
+            | EpollFlags::EPOLLOUT
+            | EpollFlags::EPOLLRDHUP
+            | EpollFlags::EPOLLET;
+        let event = EpollEvent::new(flags, number);
+        if self.epoll.add(connection.socket.as_fd(), event).is_ok() {
+            self.table.put(number, connection);
+        } else {
+            self.close(connection, number);
+        }
     }
 }

@@ -51,6 +51,33 @@ pub(super) struct Connection {
     pub(super) entered: Option<Entered>,
 }
 
+impl Connection {
+    pub(super) fn new(
+        socket: Socket,
+        entered: Option<Entered>,
+        state: State,
+        now: Instant,
+    ) -> Self {
+        Self {
+            socket: Arc::new(socket),
+            buffer: Vec::new(),
+            scan: Scan::default(),
+            state,
+            readable: false,
+            writable: true,
+            ended: false,
+            broken: false,
+            queued: false,
+            listed: false,
+            is_paced: false,
+            sent_before: 0,
+            served: 0,
+            since: now,
+            entered,
+        }
+    }
+}
+
 /// What a connection is doing.
 pub(super) enum State {
     /// A head is to come.

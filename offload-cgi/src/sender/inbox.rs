@@ -2,25 +2,32 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::connection::Ask;
-use crate::daemon::{Listener, Visit};
+use super::socket::Socket;
+use crate::daemon::{Entered, Listener, Visit};
 use crate::downloads::Place;
 use crate::reply::Reply;
 
 /// Messages for one sender.
 pub(crate) struct Inbox {
-    messages: Mutex<Vec<Message>>,
+    /// None when nobody reads them any more.
+    messages: Mutex<Option<Vec<Message>>>,
     bell: EventFd,
+    /// How many connections it has, about.
+    load: AtomicUsize,
 }
 
 pub(super) enum Message {
     /// An exchange has the reply for the connection of this number.
     Answer(u64, Box<Answered>),
+    /// Another sender has accepted this connection, and has too many.
+    Came(Socket, Option<Entered>),
     /// Somebody wants to know what is running.
     Report(SyncSender<Vec<Transfer>>),
     /// Connections come from here from now on.
@@ -46,36 +53,61 @@ pub(crate) struct Transfer {
 impl Inbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { messages: Mutex::default(), bell })
+        Ok(Self { messages: Mutex::new(Some(Vec::new())), bell, load: AtomicUsize::new(0) })
     }
 
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
 
-    pub(super) fn put(&self, message: Message) {
-        self.messages.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+    /// Puts a message down; gives it back when nobody would read it.
+    pub(super) fn put(&self, message: Message) -> Result<(), Message> {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        match messages.as_mut() {
+            Some(messages) => messages.push(message),
+            None => return Err(message),
+        }
+        drop(messages);
         // It can only fail when the bell rings already.
         let _ = self.bell.write(1);
+        Ok(())
     }
 
     pub(super) fn take(&self) -> Vec<Message> {
         let _ = self.bell.read();
-        std::mem::take(&mut *self.messages.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        messages.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Takes no more messages, unless there are some that nobody has read.
+    pub(super) fn close(&self) -> bool {
+        let mut messages = self.messages.lock().unwrap_or_else(PoisonError::into_inner);
+        if messages.as_ref().is_some_and(Vec::is_empty) {
+            *messages = None;
+        }
+        messages.is_none()
+    }
+
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_load(&self, load: usize) {
+        self.load.store(load, Ordering::Relaxed);
     }
 
     /// Has the running downloads sent to somebody.
     pub(crate) fn ask_report(&self, to: SyncSender<Vec<Transfer>>) {
-        self.put(Message::Report(to));
+        let _ = self.put(Message::Report(to));
     }
 
     /// Connections come from these listeners from now on.
     pub(crate) fn listen(&self, listeners: Vec<Arc<Listener>>) {
-        self.put(Message::Listen(listeners));
+        let _ = self.put(Message::Listen(listeners));
     }
 
     /// No new connections, and an end when the running ones have ended.
     pub(crate) fn drain(&self) {
-        self.put(Message::Drain);
+        let _ = self.put(Message::Drain);
     }
 }

@@ -28,7 +28,8 @@ impl Owed {
     fn pay(&mut self, reply: Reply<'static>) {
         if let Some(ask) = self.ask.take() {
             let answered = Answered { ask, reply, place: self.place.take() };
-            self.inbox.put(Message::Answer(self.number, Box::new(answered)));
+            // A sender that has ended has no connection that waits for it.
+            let _ = self.inbox.put(Message::Answer(self.number, Box::new(answered)));
         }
     }
 }

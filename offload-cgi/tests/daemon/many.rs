@@ -146,3 +146,29 @@ fn downloads_of_a_growing_file_cost_no_more_and_none_takes_the_last_descriptor()
     let lines = daemon.lines();
     assert!(!lines.iter().any(|line| line.contains("Too many open files")), "{lines:?}");
 }
+
+#[test]
+fn a_crowd_that_comes_at_once_is_divided_among_the_senders() {
+    let base = Base::start();
+    let daemon = start(&base, "senders = 4\n");
+    let mut connections: Vec<_> = (0..400).map(|_| daemon.connect()).collect();
+    for connection in &mut connections {
+        assert_eq!(connection.get("/robots.txt").status, 200);
+    }
+    // What each epoll instance watches (proc(5)): a line a descriptor.
+    let folder = format!("/proc/{}", daemon.id());
+    let files = std::fs::read_dir(format!("{folder}/fd")).unwrap().flatten();
+    let mut watched: Vec<usize> = files
+        .filter(|file| {
+            let name = std::fs::read_link(file.path()).unwrap_or_default();
+            name.to_string_lossy().contains("[eventpoll]")
+        })
+        .map(|file| {
+            let number = file.file_name().into_string().unwrap();
+            let text = std::fs::read_to_string(format!("{folder}/fdinfo/{number}")).unwrap();
+            text.lines().filter(|line| line.starts_with("tfd:")).count()
+        })
+        .collect();
+    watched.sort_unstable();
+    assert!(watched.len() == 4 && watched[0] > 50, "{watched:?}");
+}
