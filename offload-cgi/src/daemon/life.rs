@@ -33,6 +33,9 @@ use crate::sender::{Inbox, Sender};
 /// How long the last lines of the logs may take: a disk that hangs must not keep the process.
 const LAST_LINES: Duration = Duration::from_secs(5);
 
+/// Whoever waits for longer than this is told what for.
+const TOLD: Duration = Duration::from_millis(200);
+
 /// How often it is looked whether what drains has ended.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -227,7 +230,16 @@ impl Daemon {
             let senders = daemon.senders.iter().any(|(_, thread)| !thread.is_finished());
             senders || daemon.common.carriers.load(Ordering::Acquire) > 0
         };
+        let mut told = false;
         while running(self) && Instant::now() < end {
+            let (open, drain) = (self.common.doors.total(), self.settings.drain);
+            // Those without a request have just been told to go.
+            if !told && open > 0 && Instant::now() + drain > end + TOLD {
+                log::line(&format!(
+                    "{open} connections are open and may end within {drain:?}; a second signal ends them at once"
+                ));
+                told = true;
+            }
             match next(signals, Some(LOOK)) {
                 // Whoever asks twice is in a hurry.
                 Some(Signal::SIGTERM | Signal::SIGINT) => break,

@@ -50,6 +50,17 @@ fn a_term_lets_downloads_finish_and_nobody_new_in() {
 }
 
 #[test]
+fn who_asks_twice_is_in_a_hurry() {
+    let (_base, mut daemon, _, connections) = with_downloads("");
+    daemon.signal(Signal::SIGINT);
+    let line = daemon.wait_for_line("a second signal ends them at once");
+    assert!(line.contains(" within 300s"), "{line}");
+    daemon.signal(Signal::SIGINT);
+    assert!(daemon.wait());
+    drop(connections);
+}
+
+#[test]
 fn a_drain_has_an_end() {
     let (_base, mut daemon, _, connections) = with_downloads("drain = 300ms\n");
     daemon.signal(Signal::SIGTERM);
