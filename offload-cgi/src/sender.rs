@@ -216,6 +216,7 @@ impl Sender {
                     }
                 }
                 Message::Drain => self.drain(),
+                Message::CutOff => self.cut_off(),
             }
         }
     }

@@ -225,16 +225,16 @@ impl Daemon {
         // The last ones: from here on connections are refused, unless another process has these sockets.
         self.listeners = Listeners { serving: Vec::new(), admin: Vec::new() };
         self.of_systemd.clear();
-        let end = Instant::now() + self.settings.drain;
+        let (begun, drain) = (Instant::now(), self.settings.drain);
         let running = |daemon: &Self| {
             let senders = daemon.senders.iter().any(|(_, thread)| !thread.is_finished());
             senders || daemon.common.carriers.load(Ordering::Acquire) > 0
         };
         let mut told = false;
-        while running(self) && Instant::now() < end {
-            let (open, drain) = (self.common.doors.total(), self.settings.drain);
+        while running(self) && begun.elapsed() < drain {
+            let open = self.common.doors.total();
             // Those without a request have just been told to go.
-            if !told && open > 0 && Instant::now() + drain > end + TOLD {
+            if !told && open > 0 && begun.elapsed() > TOLD {
                 log::line(&format!(
                     "{open} connections are open and may end within {drain:?}; a second signal ends them at once"
                 ));
@@ -250,6 +250,11 @@ impl Daemon {
         if running(self) {
             let left = self.common.doors.total();
             log::line(&format!("{left} connections were cut off at the end of the drain"));
+            self.senders.iter().for_each(|(inbox, _)| inbox.cut_off());
+            let end = Instant::now() + LAST_LINES;
+            while running(self) && Instant::now() < end {
+                std::thread::sleep(LOOK);
+            }
         }
     }
 }

@@ -37,6 +37,14 @@ impl Sender {
         }
     }
 
+    /// Ends everything that is running; the log is told how far it has got.
+    pub(super) fn cut_off(&mut self) {
+        for number in self.table.numbers() {
+            self.step(number, |sender, connection| sender.finish(connection, number, false));
+        }
+        self.carried.iter().for_each(Carried::abort);
+    }
+
     /// Time-outs.
     pub(super) fn look_after(&mut self) {
         if self.accept_again.is_some_and(|moment| self.now >= moment) {

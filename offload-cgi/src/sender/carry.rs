@@ -55,9 +55,13 @@ impl Carried {
         let least = Least { rate, patience: self.patience };
         let late = self.pulse.is_too_slow(sent, || queued, least, now);
         if late {
-            self.socket.abort();
+            self.abort();
         }
         late
+    }
+
+    pub(super) fn abort(&self) {
+        self.socket.abort();
     }
 
     pub(super) fn report(&self) -> Transfer {

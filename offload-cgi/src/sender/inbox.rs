@@ -33,6 +33,7 @@ pub(super) enum Message {
     /// Connections come from here from now on.
     Listen(Vec<Arc<Listener>>),
     Drain,
+    CutOff,
 }
 
 /// A reply, and what it is for.
@@ -109,5 +110,10 @@ impl Inbox {
     /// No new connections, and an end when the running ones have ended.
     pub(crate) fn drain(&self) {
         let _ = self.put(Message::Drain);
+    }
+
+    /// An end now, whatever is running.
+    pub(crate) fn cut_off(&self) {
+        let _ = self.put(Message::CutOff);
     }
 }

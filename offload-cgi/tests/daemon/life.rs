@@ -62,10 +62,13 @@ fn who_asks_twice_is_in_a_hurry() {
 
 #[test]
 fn a_drain_has_an_end() {
-    let (_base, mut daemon, _, connections) = with_downloads("drain = 300ms\n");
+    let (_base, mut daemon, _, connections) =
+        with_downloads("drain = 300ms\nlog = {folder}/log\nlog-format = json\n");
     daemon.signal(Signal::SIGTERM);
     assert!(daemon.wait());
     daemon.wait_for_line("cut off at the end of the drain");
+    let log = fs::read_to_string(daemon.path("log")).unwrap();
+    assert_eq!(log.lines().filter(|line| line.contains("\"whole\":false")).count(), 10, "{log}");
     drop(connections);
 }
 
