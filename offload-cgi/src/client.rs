@@ -7,10 +7,17 @@ use offload_core::setting::Word as _;
 
 /// Proxies whose `X-Forwarded-For` is believed.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub(crate) struct Trust(Vec<Network>);
+pub(crate) struct Trust {
+    networks: Vec<Network>,
+    /// Also those who come over a Unix socket, who have no address.
+    unix: bool,
+}
+
+/// The word for them.
+const UNIX: &str = "unix:";
 
 impl Trust {
-    /// Reads networks or addresses, separated by spaces or commas.
+    /// Reads networks, addresses or `unix:`, separated by spaces or commas.
     ///
     /// # Errors
     /// A sentence that names the word and what would be accepted.
@@ -21,12 +28,21 @@ impl Trust {
             Ok(IpAddr::V6(address)) => Network::read(&format!("{address}/128")),
             Err(_) => Network::read(word),
         };
-        words.map(network).collect::<Result<_, _>>().map(Self)
+        let (unix, networks): (Vec<&str>, Vec<&str>) = words.partition(|word| *word == UNIX);
+        let networks = networks.into_iter().map(network).collect::<Result<_, _>>()?;
+        Ok(Self { networks, unix: !unix.is_empty() })
     }
 
     /// Whether this is one of the proxies.
     pub(crate) fn has(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|network| network.contains(plain(address)))
+        self.networks.iter().any(|network| network.contains(plain(address)))
+    }
+
+    /// Whose request it is that came over a Unix socket, if whoever sent it is trusted and says so.
+    pub(crate) fn client_over_unix(&self, forwarded: Option<&str>) -> Option<IpAddr> {
+        let hops = forwarded.filter(|_| self.unix)?;
+        let (rest, last) = hops.rsplit_once(',').unwrap_or(("", hops));
+        Some(self.client(address(last.trim())?, Some(rest)))
     }
 
     /// Whose request it is: `remote` is who has connected, `forwarded` what its proxies say, each of which
@@ -107,6 +123,19 @@ mod tests {
         ] {
             assert_eq!(client(trust, remote, forwarded), expected, "{trust} {remote} {forwarded}");
         }
+    }
+
+    #[test]
+    fn who_has_no_address_is_believed_if_that_is_said() {
+        let over = |trust: &str, forwarded| {
+            Trust::parse(trust).unwrap().client_over_unix(forwarded).map(|found| found.to_string())
+        };
+        assert_eq!(over("10.0.0.0/8", Some("192.0.2.1")), None);
+        assert_eq!(over("unix:", None), None);
+        assert_eq!(over("unix:", Some("nonsense")), None);
+        assert_eq!(over("unix:", Some("1.1.1.1, 192.0.2.1")).as_deref(), Some("192.0.2.1"));
+        let proxied = over("unix: 10.0.0.0/8", Some("192.0.2.1, 10.0.0.1"));
+        assert_eq!(proxied.as_deref(), Some("192.0.2.1"));
     }
 
     #[test]

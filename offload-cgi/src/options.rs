@@ -226,7 +226,7 @@ const SETTINGS: [Setting; 18] = [
     Setting {
         variable: "OFFLOAD_TRUST",
         flag: "trust",
-        help: "networks of proxies (10.0.0.0/8 ::1) whose X-Forwarded-For is believed [none]",
+        help: "proxies whose X-Forwarded-For is believed: networks (10.0.0.0/8 ::1), unix: over a Unix socket [none]",
         set: |draft, value| put(&mut draft.trust, Trust::parse(word(value)?)),
     },
     Setting {

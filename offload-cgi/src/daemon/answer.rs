@@ -70,7 +70,8 @@ impl Visit {
         let forwarded = forwarded.as_ref().and_then(|text| std::str::from_utf8(text).ok());
         let client = match (site, peer) {
             (Some(site), Some(peer)) => Some(site.options().trust.client(peer, forwarded)),
-            (_, peer) => peer,
+            (Some(site), None) => site.options().trust.client_over_unix(forwarded),
+            (None, peer) => peer,
         };
         Self {
             client,

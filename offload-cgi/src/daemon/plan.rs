@@ -27,6 +27,8 @@ pub(crate) struct Plan {
 impl Plan {
     /// The site that a Host name means.
     pub(crate) fn site(&self, host: &[u8]) -> Option<&'static Site> {
+        // A name may be written with the dot of the root.
+        let host = host.strip_suffix(b".").unwrap_or(host);
         let named = |site: &&&Site| {
             site.settings.hosts.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(host))
         };

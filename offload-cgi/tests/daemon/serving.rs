@@ -131,7 +131,7 @@ fn the_host_name_says_which_base_is_meant() {
     let mut connection = daemon.connect();
     for _ in 0..3 {
         for (host, text) in
-            [("one.test", "of one"), ("TWO.test:80", "of two"), ("2.test", "of two")]
+            [("one.test", "of one"), ("TWO.test:80", "of two"), ("2.test.", "of two")]
         {
             connection.send(format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n"));
             assert_eq!(connection.receive().text(), text, "{host}");
@@ -148,12 +148,21 @@ fn a_unix_socket_and_ipv6_are_addresses_too() {
     use std::io::{Read as _, Write as _};
     let base = Base::start();
     base.put("/a", Page::new("\"v1\"", "text"));
-    let daemon = start(&base, "listen = unix:{folder}/socket\nlisten = [::1]:0\n");
+    let daemon = start(
+        &base,
+        "listen = unix:{folder}/socket\nlisten = [::1]:0\ntrust = unix:\nlog = {folder}/log\n",
+    );
     let mut stream = std::os::unix::net::UnixStream::connect(daemon.path("socket")).unwrap();
-    stream.write_all(b"GET /a HTTP/1.0\r\n\r\n").unwrap();
+    stream.write_all(b"GET /a HTTP/1.0\r\nX-Forwarded-For: 192.0.2.7\r\n\r\n").unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     assert!(text.ends_with("\r\n\r\ntext"), "{text}");
+    eventually("the log names who asks behind the proxy", || {
+        std::fs::read_to_string(daemon.path("log"))
+            .ok()?
+            .starts_with("192.0.2.7 - - ")
+            .then_some(())
+    });
     let line = daemon.wait_for_line("serves on");
     let ipv6 = line.split(' ').find(|word| word.starts_with("[::1]:")).unwrap();
     let stream = std::net::TcpStream::connect(ipv6).unwrap();
