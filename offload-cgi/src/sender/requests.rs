@@ -12,6 +12,7 @@ use crate::body::Supply;
 use crate::daemon::{Site, Step, Visit, client_of, has_end, read, write_head};
 use crate::downloads::Place;
 use crate::exchange::Request;
+use crate::failure::Kind;
 use crate::head::{BadHead, Head, Scan};
 use crate::options::DupeMode;
 use crate::reply::Reply;
@@ -31,6 +32,13 @@ impl Owed {
             // A sender that has ended has no connection that waits for it.
             let _ = self.inbox.put(Message::Answer(self.number, Box::new(answered)));
         }
+    }
+}
+
+impl Owed {
+    /// Nobody waits for it any more.
+    fn forget(&mut self) {
+        (self.ask, self.place) = (None, None);
     }
 }
 
@@ -172,10 +180,20 @@ impl Sender {
         let ask = Ask { body: Some(body), ..ask };
         connection.state = State::Asked;
         let (site, request) = (ask.site, Arc::clone(&ask.request));
-        let inbox = Arc::clone(&self.inbox);
+        let (inbox, socket, asked) =
+            (Arc::clone(&self.inbox), Arc::downgrade(&connection.socket), self.now);
         self.common.pool.give(site.number, move || {
             let mut owed = Owed { inbox, number, ask: Some(ask), place };
-            let reply = site.exchange().answer(&request);
+            if socket.strong_count() == 0 {
+                return owed.forget();
+            }
+            let patience = site.options().timeout;
+            let reply = if asked.elapsed() >= patience.duration() {
+                let why = format!("no thread was free to ask the base for {patience}");
+                Reply::failed(&Kind::TimedOut.says(why))
+            } else {
+                site.exchange().answer(&request)
+            };
             let (revalidate, hit) = (reply.revalidate, is_hit(&reply));
             if hit && !revalidate {
                 site.keep(&request);

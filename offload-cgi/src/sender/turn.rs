@@ -34,7 +34,7 @@ impl Sender {
         for _ in 0..16 {
             let fate = match &mut connection.state {
                 State::Reading => self.read(connection, number),
-                State::Waiting(_) if connection.broken => return Fate::Close,
+                State::Asked | State::Waiting(_) if connection.broken => return Fate::Close,
                 State::Asked | State::Waiting(_) => return Fate::Keep,
                 State::Lingering => return self.linger(connection),
                 State::Sending(_) if connection.broken => {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::base::{Base, Page};
-use super::host::{eventually, start};
+use super::host::{Connection, eventually, start};
 use super::pattern;
 
 #[test]
@@ -136,12 +136,7 @@ fn who_breaks_the_connection_off_while_waiting_for_the_base_is_forgotten_at_once
         assert_eq!(connection.head().status, 200);
         assert!(connection.read(900_000) == body[..900_000]);
     }
-    for connection in &gone {
-        // A reset instead of an end.
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
-        let option = nix::sys::socket::sockopt::Linger;
-        nix::sys::socket::setsockopt(connection.stream.get_ref(), option, &linger).unwrap();
-    }
+    gone.iter().for_each(reset);
     drop(gone);
     eventually("they are gone", || {
         (daemon.look("/.offload/status?json").number("connections_open") == 1).then_some(())
@@ -182,4 +177,43 @@ fn a_connection_whose_client_has_vanished_without_a_word_is_ended() {
 fn vanish(stream: &std::net::TcpStream) {
     use nix::sys::socket::{setsockopt, sockopt};
     setsockopt(stream, sockopt::TcpRepair, &1).unwrap();
+}
+
+#[test]
+fn a_base_that_hangs_is_asked_for_nobody_who_has_gone_or_waited_too_long() {
+    let base = Base::start();
+    for path in ["/a", "/b", "/c", "/d"] {
+        base.put(path, Page::new("\"v1\"", "text"));
+    }
+    base.hold_heads();
+    let daemon = start(&base, "workers = 1\ntimeout = 2s\nadmin = 127.0.0.1:0\n");
+    let ask = |path: &str| {
+        let mut connection = daemon.connect();
+        connection.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
+        connection
+    };
+    let mut first = ask("/a");
+    base.wait_for("HEAD", 1);
+    // The second may just be in time, the third cannot.
+    let (mut second, mut third, gone) = (ask("/b"), ask("/c"), ask("/d"));
+    eventually("all are in", || {
+        (daemon.look("/.offload/status?json").number("connections_open") == 4).then_some(())
+    });
+    reset(&gone);
+    drop(gone);
+    eventually("it is forgotten", || {
+        (daemon.look("/.offload/status?json").number("connections_open") == 3).then_some(())
+    });
+    for connection in [&mut first, &mut second, &mut third] {
+        assert_eq!(connection.receive().status, 504);
+    }
+    assert!(base.count("HEAD") <= 2, "{} were asked", base.count("HEAD"));
+    base.release_heads();
+}
+
+/// Has a connection end with a reset.
+fn reset(connection: &Connection) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    let option = nix::sys::socket::sockopt::Linger;
+    nix::sys::socket::setsockopt(connection.stream.get_ref(), option, &linger).unwrap();
 }
