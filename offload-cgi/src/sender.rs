@@ -13,6 +13,7 @@ mod growth;
 mod inbox;
 mod pace;
 mod pulse;
+mod queue;
 mod requests;
 mod socket;
 mod table;

@@ -1,4 +1,4 @@
-//! From bytes that came in to a reply that goes out: heads, hits, whom to ask, whose turn it is.
+//! From bytes that came in to a reply that goes out: heads, hits, whom to ask.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use super::connection::{Ask, Bytes, Connection, Sending, State, Waiting};
 use super::inbox::{Answered, Inbox, Message};
 use super::pulse::Pulse;
+use super::queue::Turn;
 use super::socket::Moved;
 use super::{Fate, Sender};
 use crate::body::Supply;
@@ -46,13 +47,6 @@ impl Drop for Owed {
     fn drop(&mut self) {
         self.pay(Reply::page(500, "Something went wrong here; the error log says what."));
     }
-}
-
-/// Whether a client may download now.
-enum Turn {
-    Now(Option<Place<'static>>),
-    Later,
-    Never,
 }
 
 impl Sender {
@@ -206,54 +200,6 @@ impl Sender {
         Some(Fate::Keep)
     }
 
-    fn turn_of(&self, ask: &Ask) -> Turn {
-        let (Some(downloads), Some(client)) = (ask.site.downloads(), ask.visit.client) else {
-            return Turn::Now(None);
-        };
-        let options = ask.site.options();
-        // What is only asked for on a condition may have no body. Who may have to wait is counted all the same.
-        let counted = ask.request.get
-            && (options.dupe_mode == DupeMode::Queue || !ask.request.conditions.may_have_no_body());
-        if !counted {
-            return Turn::Now(None);
-        }
-        let source = format!("{}{}", options.base, ask.request.path);
-        match downloads.take(client, &source, options.max_dupes) {
-            Some(place) => Turn::Now(Some(place)),
-            None if options.dupe_mode == DupeMode::Queue => Turn::Later,
-            None => Turn::Never,
-        }
-    }
-
-    fn too_many(&mut self, connection: &mut Box<Connection>, ask: Ask) -> Option<Fate> {
-        self.common.counters.refused_downloads.add(1);
-        let reply = Reply::too_many(ask.site.options().max_dupes);
-        self.reply(connection, ask.visit, ask.minor, ask.keep, reply)
-    }
-
-    /// Looks whose turn has come.
-    pub(super) fn ask_queue(&mut self) {
-        for number in std::mem::take(&mut self.queue) {
-            let Some(mut connection) = self.table.take(number) else { continue };
-            let state = std::mem::replace(&mut connection.state, State::Reading);
-            let State::Waiting(waiting) = state else {
-                connection.state = state;
-                self.table.put(number, connection);
-                continue;
-            };
-            let Waiting { ask, until } = *waiting;
-            let fate = if self.now >= until {
-                self.too_many(&mut connection, ask)
-            } else {
-                self.ask(&mut connection, number, ask)
-            };
-            if fate.is_none() {
-                self.again(&mut connection, number);
-            }
-            self.table.put(number, connection);
-        }
-    }
-
     /// There is a reply, whose parts are those of `supply` if it has none of its own. `None`: it can go out.
     pub(super) fn begin(
         &mut self,
@@ -333,7 +279,7 @@ impl Sender {
     }
 
     /// A reply of this program itself.
-    fn reply(
+    pub(super) fn reply(
         &mut self,
         connection: &mut Box<Connection>,
         visit: Box<Visit>,
