@@ -107,7 +107,7 @@ impl Settings {
             user: draft.user,
             drain: duration(draft.drain, 300),
             workers: draft.workers.unwrap_or(32) as usize,
-            senders: draft.senders.map_or(cores.min(64), |count| count as usize),
+            senders: draft.senders.map_or(cores.min(32), |count| count as usize),
             max_connections: draft.max_connections.unwrap_or(0) as usize,
             max_client_connections: draft.max_client_connections.unwrap_or(0),
             header_timeout: duration(draft.header_timeout, 10),

@@ -81,7 +81,7 @@ pub(super) const ROWS: [Row; 16] = [
     Row {
         key: "senders",
         scope: Scope::Daemon,
-        help: "threads that send, 1 to 64 [one a processor]",
+        help: "threads that send, 1 to 64 [one a processor, 32 at most]",
         set: |draft, word| put(&mut draft.senders, number(word, 1, 64)),
     },
     Row {
