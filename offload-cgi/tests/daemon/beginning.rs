@@ -8,11 +8,11 @@ use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::sys::signal::Signal;
+use nix::unistd::geteuid;
 
 use super::base::{Base, Page};
-use super::host::{Connection, DEADLINE, Daemon, PROGRAM, eventually, start, start_in};
+use super::host::{Connection, DEADLINE, Daemon, PROGRAM, Successor, eventually, start, start_in};
 
 /// What systemd hears.
 struct Told(UnixDatagram);
@@ -87,14 +87,14 @@ fn an_upgrade_keeps_the_sockets_of_systemd_and_does_not_say_that_it_stops() {
     daemon.signal(Signal::SIGUSR2);
     assert_eq!(told.hear(), "READY=1");
     let main = told.hear();
-    let successor: i32 = main.strip_prefix("MAINPID=").unwrap().parse().unwrap();
+    let successor = Successor(main.strip_prefix("MAINPID=").unwrap().parse().unwrap());
     assert!(daemon.wait());
     assert_eq!(Connection::new(TcpStream::connect(address).unwrap()).get("/a").status, 200);
     // What systemd would hear first now: the unit would be stopping otherwise.
-    kill(Pid::from_raw(successor), Signal::SIGHUP).unwrap();
+    successor.signal(Signal::SIGHUP);
     assert!(told.hear().starts_with("RELOADING=1"));
     assert_eq!(told.hear(), "READY=1");
-    kill(Pid::from_raw(successor), Signal::SIGTERM).unwrap();
+    successor.signal(Signal::SIGTERM);
     assert_eq!(told.hear(), "STOPPING=1");
     eventually("the new process ends", || TcpStream::connect(address).is_err().then_some(()));
 }

@@ -217,6 +217,22 @@ impl Drop for Daemon {
     }
 }
 
+/// A process that has taken over from a daemon, and goes with its test.
+pub(crate) struct Successor(pub(crate) i32);
+
+impl Successor {
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0), signal).unwrap();
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        // Most have ended by now.
+        let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+    }
+}
+
 /// What came back.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::base::{Base, Page};
-use super::host::{Connection, Daemon, eventually, start};
+use super::host::{Connection, Daemon, Successor, eventually, start};
 use super::pattern;
 
 const LENGTH: usize = 20_000_000;
@@ -133,8 +132,9 @@ fn an_upgrade_refuses_no_connection_and_cuts_no_download() {
     });
     daemon.signal(Signal::SIGUSR2);
     let line = daemon.wait_for_line("takes over");
-    let successor: i32 =
-        line.split(' ').find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{line}"));
+    let successor = Successor(
+        line.split(' ').find_map(|word| word.parse().ok()).unwrap_or_else(|| panic!("{line}")),
+    );
     for mut connection in connections {
         assert!(connection.read(LENGTH) == body);
     }
@@ -143,7 +143,7 @@ fn an_upgrade_refuses_no_connection_and_cuts_no_download() {
     assert_eq!(daemon.look("/.offload/status?json").status, 200);
     ended.store(true, Ordering::SeqCst);
     assert!(visitor.join().unwrap() > 0);
-    kill(Pid::from_raw(successor), Signal::SIGTERM).unwrap();
+    successor.signal(Signal::SIGTERM);
     eventually("the new process ends", || TcpStream::connect(address).is_err().then_some(()));
 }
 
@@ -170,27 +170,29 @@ fn reloads_and_upgrades_under_load_lose_no_download() {
             })
         })
         .collect();
-    let mut now = daemon.id();
+    // The old ones live as long as their downloads.
+    let mut all = vec![Successor(daemon.id())];
     for upgrade in 1..=3 {
+        let now = &all[upgrade - 1];
         for _ in 0..5 {
-            kill(Pid::from_raw(now), Signal::SIGHUP).unwrap();
+            now.signal(Signal::SIGHUP);
             thread::sleep(Duration::from_millis(20));
         }
-        kill(Pid::from_raw(now), Signal::SIGUSR2).unwrap();
+        now.signal(Signal::SIGUSR2);
         // All of them write to the same error log.
-        now = eventually("the next process takes over", || {
+        all.push(eventually("the next process takes over", || {
             let lines = daemon.lines();
             let mut over = lines.iter().filter(|line| line.ends_with("takes over"));
             let line = over.nth(upgrade - 1)?.clone();
-            line.split(' ').find_map(|word| word.parse().ok())
-        });
+            line.split(' ').find_map(|word| word.parse().ok()).map(Successor)
+        }));
     }
     ended.store(true, Ordering::SeqCst);
     let counts: Vec<i32> = visitors.into_iter().map(|visitor| visitor.join().unwrap()).collect();
     assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
     let reloads = daemon.lines().iter().filter(|line| line.ends_with(": reloaded")).count();
     assert!(reloads >= 3, "{reloads}");
-    kill(Pid::from_raw(now), Signal::SIGTERM).unwrap();
+    all[3].signal(Signal::SIGTERM);
     eventually("the last process ends", || TcpStream::connect(address).is_err().then_some(()));
 }
 
