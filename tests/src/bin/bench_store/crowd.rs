@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use offload_tests::load::median;
-use offload_tests::{Origin, Request, Scratch};
+use offload_tests::{DaemonSetup, Origin, Request, Scratch};
 
 use crate::{number, program};
 
@@ -56,13 +57,19 @@ struct Seen {
     delays: Vec<f64>,
 }
 
+/// What serves the clients, and one round of it.
+type Kind = (&'static str, fn(usize) -> Seen);
+
 pub(crate) fn run() {
     let clients = number("BENCH_CLIENTS", 1000);
     println!(
         "\n{clients} clients of a cold file of 100 MB, from the base's first byte to theirs (wanted: 1 GET, 5 ms):"
     );
-    let rounds: Vec<Seen> = (0..number("BENCH_ROUNDS", 5)).map(|_| processes(clients)).collect();
-    print("a process each (CGI)", &rounds);
+    let kinds: [Kind; 2] = [("a process each (CGI)", processes), ("the daemon", connections)];
+    for (name, kind) in kinds {
+        let rounds: Vec<Seen> = (0..number("BENCH_ROUNDS", 5)).map(|_| kind(clients)).collect();
+        print(name, &rounds);
+    }
 }
 
 fn print(name: &str, rounds: &[Seen]) {
@@ -95,6 +102,20 @@ fn processes(clients: usize) -> Seen {
         let _ = child.wait();
     }
     seen
+}
+
+/// Each client has a connection to the daemon.
+fn connections(clients: usize) -> Seen {
+    let base = Arc::new(Base::default());
+    let origin = base.start();
+    let daemon =
+        DaemonSetup::within(Scratch::new()).start(origin.url().trim_start_matches("http://"), "");
+    let streams = (0..clients).map(|_| {
+        let mut stream = TcpStream::connect(daemon.authority()).unwrap();
+        stream.write_all(b"GET /a.bin HTTP/1.1\r\nHost: offload.test\r\n\r\n").unwrap();
+        OwnedFd::from(stream)
+    });
+    watch(&base, streams.collect())
 }
 
 /// Lets the base send, and notes when what comes from each of these is more than a head.
