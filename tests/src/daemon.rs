@@ -45,8 +45,9 @@ impl DaemonSetup {
         let program = self.scratch.install(&Artifacts::default().cgi(), "offload-cgi");
         let own = self.scratch.folder_of_server("var");
         let lines = lines.replace("{folder}", &own.display().to_string());
+        let fresh = if lines.contains("fresh =") { "" } else { "fresh = 0\n" };
         let text = format!(
-            "listen = {}\nbase = http://{base}\ncache = {}\nfresh = 0\nmax-dupes = 0\n{lines}",
+            "listen = {}\nbase = http://{base}\ncache = {}\nmax-dupes = 0\n{fresh}{lines}",
             self.authority(),
             own.join("cache").display()
         );
@@ -83,6 +84,11 @@ impl Daemon {
         format!("http://{}{path}", self.authority())
     }
 
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.id()).unwrap())
+    }
+
     /// The folder that everything about it lies in.
     pub fn scratch(&self) -> &Scratch {
         &self.setup.scratch
@@ -101,7 +107,7 @@ impl Drop for Daemon {
 }
 
 /// A program as the user that servers run as, which the kernel stops if this program dies before it can do so itself.
-fn as_server(program: &Path) -> Command {
+pub fn as_server(program: &Path) -> Command {
     let guard = Path::new("/usr/bin/setpriv");
     if !guard.exists() {
         return Command::new(program);

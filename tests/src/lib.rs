@@ -20,6 +20,7 @@ mod httpd;
 pub mod limits;
 pub mod load;
 pub mod network;
+mod nginx;
 pub mod offload;
 mod origin;
 mod ports;
@@ -28,6 +29,7 @@ mod scratch;
 mod site;
 pub mod soak;
 mod status;
+mod supervisor;
 pub mod tls;
 
 use std::thread;
@@ -35,15 +37,17 @@ use std::time::{Duration, Instant};
 
 pub use artifacts::{Artifacts, workspace};
 pub use client::{Answer, Curl, Head, Raw, Running};
-pub use daemon::{Daemon, DaemonSetup};
+pub use daemon::{Daemon, DaemonSetup, as_server};
 pub use data::{age, bytes, same_file, set_modified, write_bytes};
 pub use download::Download;
 pub use httpd::{Check, Entry, Httpd, Mpm, Setup, modules_folder};
+pub use nginx::Nginx;
 pub use origin::{Origin, Request};
 pub use ports::Port;
 pub use relay::Relay;
 pub use scratch::{Scratch, reachable_by_server, server_user};
 pub use site::Site;
+pub use supervisor::supervised;
 
 /// How long a test waits for a condition before it fails: long enough for a machine under load.
 pub const DEADLINE: Duration = Duration::from_secs(60);

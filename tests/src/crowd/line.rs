@@ -25,6 +25,9 @@ use crate::client::ETHERNET;
 const HOST: &str = "base.test";
 /// A slow reader's window, so that the server feels it soon.
 const SLOW_WINDOW: usize = 32 << 10;
+/// A slow reader takes so much at a time or what comes in a quarter of a second: with thousands of them less would cost
+/// much.
+const LEAST: usize = 1 << 10;
 
 /// How far a connection has come.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -166,7 +169,7 @@ impl Line {
             let due = u128::from(rate) * opened.elapsed().as_micros() / 1_000_000;
             let due = u64::try_from(due).unwrap().saturating_sub(gauge.bytes);
             room = room.min(usize::try_from(due).unwrap());
-            if room == 0 {
+            if room < LEAST.min(usize::try_from(rate / 4).unwrap()).max(1) {
                 return Ok(true);
             }
         }

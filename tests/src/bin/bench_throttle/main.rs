@@ -26,7 +26,6 @@
 mod accuracy;
 mod cost;
 mod many;
-mod nginx;
 mod peers;
 mod probe;
 mod sharing;
@@ -35,16 +34,13 @@ mod workers;
 
 use std::env;
 use std::fs;
-use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{SigSet, Signal, kill};
-use nix::unistd::Pid;
-use offload_tests::Scratch;
 use offload_tests::crowd::raise_file_limit;
 use offload_tests::network::Network;
+use offload_tests::supervised;
 
 use site::Site;
 
@@ -68,41 +64,8 @@ pub(crate) struct Verdict {
     good: bool,
 }
 
-/// Names the folder that all temporary files lie in to the process that does the work.
-const FOLDER: &str = "BENCH_FOLDER";
-
 fn main() -> ExitCode {
-    let Some(folder) = env::var_os(FOLDER) else { return supervise() };
-    tempfile::env::override_temp_dir(Path::new(&folder)).expect("it is set already");
-    match run() {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(why) => {
-            eprintln!("{why}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Has another process do the work, and clears up after it, however it ends, Ctrl-C too. The servers end
-/// with it: the kernel tells them.
-fn supervise() -> ExitCode {
-    let scratch = Scratch::new();
-    let program = env::current_exe().unwrap();
-    let mut child = Command::new(program).env(FOLDER, scratch.path()).spawn().unwrap();
-    let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCHLD];
-    // From here on: what is blocked is blocked for children too, and theirs.
-    let signals: SigSet = signals.into_iter().collect();
-    signals.thread_block().unwrap();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if signals.wait() != Ok(Signal::SIGCHLD) {
-            let _ = kill(Pid::from_raw(i32::try_from(child.id()).unwrap()), Signal::SIGTERM);
-        }
-    };
-    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    supervised(run)
 }
 
 /// Runs the parts; whether everything is as it is wanted.

@@ -1,15 +1,14 @@
 //! Ours and its peers: how each is configured, and what each costs.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::unistd::Pid;
+use offload_tests::load;
 use offload_tests::network::Network;
-use offload_tests::{Httpd, Port, Setup, modules_folder, tls};
+use offload_tests::{Httpd, Nginx, Port, Setup, modules_folder, tls};
 
-use crate::nginx::Nginx;
 use crate::site::Site;
 
 /// Who throttles.
@@ -120,13 +119,11 @@ impl Plan<'_> {
         let (address, root) = (IpAddr::V4(Network::SERVER), self.site.root());
         let limits: String = self.limits.iter().map(|limit| peer.limit(&root, *limit)).collect();
         if peer == Peer::Nginx {
-            if !Path::new("/usr/sbin/nginx").exists() {
+            if !Nginx::is_there() {
                 return Err("it is missing; run `make setup bench-throttle`".to_owned());
             }
-            return Ok(Server {
-                peer,
-                engine: Engine::Nginx(Nginx::start(address, &root, &limits)),
-            });
+            let nginx = Nginx::start(address, &root, "", &limits);
+            return Ok(Server { peer, engine: Engine::Nginx(nginx) });
         }
         let port = Port::of(address);
         let sendfile = if self.sendfile { "EnableSendfile On" } else { "" };
@@ -181,42 +178,25 @@ impl Server {
         match (&self.engine, tls) {
             (Engine::Httpd(httpd, _), false) => httpd.address(),
             (Engine::Httpd(_, port), true) => port.address(),
-            (Engine::Nginx(nginx), false) => nginx.plain.address(),
-            (Engine::Nginx(nginx), true) => nginx.secure.address(),
+            (Engine::Nginx(nginx), tls) => nginx.address(tls),
         }
     }
 
     /// The processes that serve.
     fn processes(&self) -> Vec<Pid> {
-        let parent = match &self.engine {
+        load::children(match &self.engine {
             Engine::Httpd(httpd, _) => httpd.pid(),
             Engine::Nginx(nginx) => nginx.pid(),
-        };
-        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
-        let children = children.expect("the server has ended");
-        children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap())).collect()
+        })
     }
 
     /// The time that its threads have spent on a processor.
     pub(crate) fn processor_time(&self) -> Duration {
-        let threads = self
-            .processes()
-            .into_iter()
-            .flat_map(|process| fs::read_dir(format!("/proc/{process}/task")).unwrap().flatten());
-        let nanoseconds = threads.map(|thread| {
-            let text = fs::read_to_string(thread.path().join("schedstat")).unwrap();
-            text.split(' ').next().unwrap().parse::<u64>().unwrap()
-        });
-        Duration::from_nanos(nanoseconds.sum())
+        load::processor_time(&self.processes())
     }
 
     /// The memory of its processes in bytes; what several share counts once.
     pub(crate) fn memory(&self) -> u64 {
-        let kib = self.processes().into_iter().map(|process| {
-            let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
-            let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-        });
-        kib.sum::<u64>() * 1024
+        load::memory(&self.processes())
     }
 }

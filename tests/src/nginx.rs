@@ -1,38 +1,46 @@
-//! nginx, the peer that is no httpd.
+//! nginx, a peer that is no httpd.
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use crate::{Port, Scratch, eventually, server_user, tls};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use offload_tests::{Port, Scratch, eventually, server_user, tls};
 
 /// An nginx that runs; it ends with this value.
-pub(crate) struct Nginx {
+#[derive(Debug)]
+pub struct Nginx {
     child: Child,
-    pub(crate) plain: Port,
-    pub(crate) secure: Port,
+    plain: Port,
+    secure: Port,
     _scratch: Scratch,
 }
 
 impl Nginx {
-    /// Starts it with these lines in its `server` blocks, one of which listens for TLS.
+    /// Whether it is installed.
+    pub fn is_there() -> bool {
+        Path::new("/usr/sbin/nginx").exists()
+    }
+
+    /// Starts it with these lines in its `http` block, and these in its `server` blocks, one of which listens for
+    /// TLS. `{folder}` is one in which it may write.
     ///
     /// It is configured as Debian's is: sendfile and tcp_nopush; and for two cores.
-    pub(crate) fn start(address: IpAddr, root: &Path, locations: &str) -> Self {
+    pub fn start(address: IpAddr, root: &Path, http: &str, locations: &str) -> Self {
         let (scratch, plain, secure) = (Scratch::new(), Port::of(address), Port::of(address));
-        scratch.folder_of_server("temp");
+        let own = scratch.folder_of_server("temp");
         tls::certificate(&scratch);
         let folder = scratch.path().display();
+        let http = http.replace("{folder}", &own.display().to_string());
         let mut text = server_user().map_or(String::new(), |user| format!("user {};\n", user.name));
         write!(
             text,
             "worker_processes 2;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log {folder}/error.log;\n\
              events {{ worker_connections 19000; }}\n\
-             http {{\nsendfile on;\ntcp_nopush on;\naccess_log off;\nsend_timeout 300;\n"
+             http {{\nsendfile on;\ntcp_nopush on;\naccess_log off;\nsend_timeout 300;\n{http}\n"
         )
         .unwrap();
         for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
@@ -67,7 +75,13 @@ impl Nginx {
         nginx
     }
 
-    pub(crate) fn pid(&self) -> Pid {
+    /// Where it listens: for TLS, or not.
+    pub fn address(&self, tls: bool) -> SocketAddr {
+        if tls { self.secure.address() } else { self.plain.address() }
+    }
+
+    /// Its first process, whose children serve.
+    pub fn pid(&self) -> Pid {
         Pid::from_raw(i32::try_from(self.child.id()).unwrap())
     }
 }
