@@ -27,7 +27,8 @@ setup: ## Install the Debian packages that are missing (as root), or name them
 	policy=/usr/sbin/policy-rc.d; \
 	[ -e $$policy ] || { trap "rm -f $$policy" EXIT; install -m 755 <(printf '#!/bin/sh\nexit 101\n') $$policy; }; \
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null && \
-	case " $$missing " in *" nginx-light "*) systemctl disable -q nginx 2>/dev/null || true;; esac
+	case " $$missing " in *" nginx-light "*) systemctl disable -q nginx 2>/dev/null || true;; esac && \
+	case " $$missing " in *" varnish "*) systemctl disable -q varnish varnishncsa 2>/dev/null || true;; esac
 
 build: setup ## Build the module, the offload host's program and the demo
 	$(CARGO) build --release --workspace --exclude offload-cgi
@@ -78,7 +79,7 @@ fuzz: ## What a client, a base or a damaged disk may send, by libFuzzer (SECONDS
 	        >$(TARGET)/fuzz/$$target.log 2>&1 || { tail -30 $(TARGET)/fuzz/$$target.log; exit 1; }; \
 	    echo "$$target: nothing found; $$(grep units: $(TARGET)/fuzz/$$target.log)"; done
 
-bench: bench-redirect bench-limits bench-store bench-throttle ## All benchmarks, each beside its peer
+bench: bench-redirect bench-limits bench-store bench-throttle bench-daemon ## All benchmarks, each beside its peer
 
 bench-redirect: build ## Redirects per second beside mod_alias's Redirect
 	@$(TARGET)/release/bench_redirect
@@ -95,6 +96,10 @@ bench bench-throttle: PACKAGES += nginx-light libapache2-mod-bw libapache2-mod-q
 bench-throttle: build ## Rates, workers and CPU beside mod_ratelimit, mod_bw, mod_qos and nginx; 10,000 downloads (as root)
 	@$(TARGET)/release/bench_throttle
 
+bench bench-daemon: PACKAGES += nginx-light varnish
+bench-daemon: build ## The daemon beside nginx (cache, plain files) and Varnish: speed, CPU; 10,000 slow downloads
+	@$(TARGET)/release/bench_daemon
+
 readme: ## Write the tables of directives and settings into the README anew
 	UPDATE_README=1 $(CARGO) test -q -p offload-core the_readme_has
 	UPDATE_README=1 $(CARGO) test -q -p offload-cgi --lib the_readme_has -- --test-threads=1
@@ -106,4 +111,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test test-browser loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle readme install clean
+.PHONY: help setup build faulty demo check test test-browser loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle bench-daemon readme install clean
