@@ -117,7 +117,7 @@ impl Common {
     /// Counts a reply that begins. `asked`: whether a site was asked for a file.
     pub(crate) fn count(&self, reply: &Reply<'_>, asked: bool) {
         self.counters.requests.add(1);
-        let status = reply.headers.iter().find(|(name, _)| name == "Cache-Status");
+        let status = reply.headers.iter().find(|(name, _)| *name == "Cache-Status");
         match status.map(|(_, value)| value.as_str()) {
             Some(status) if status.starts_with("offload; hit") => self.counters.hits.add(1),
             Some(_) => self.counters.misses.add(1),

@@ -224,7 +224,8 @@ impl Head {
 
     /// The first line, for logs.
     pub(crate) fn line(&self) -> String {
-        format!("{} {} HTTP/1.{}", self.method(), self.target(), self.minor)
+        let version = if self.minor == 0 { "HTTP/1.0" } else { "HTTP/1.1" };
+        [self.method(), self.target(), version].join(" ")
     }
 
     /// Whether something follows that is not the next head.

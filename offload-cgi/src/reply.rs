@@ -6,7 +6,7 @@ use crate::failure::{Failure, Kind};
 /// What a client is to be sent.
 pub(crate) struct Reply<'a> {
     pub(crate) code: u16,
-    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Body<'a>,
     /// Why it is what it is.
     pub(crate) note: String,
@@ -17,11 +17,11 @@ pub(crate) struct Reply<'a> {
 }
 
 impl<'a> Reply<'a> {
-    /// A head without headers.
+    /// A head without headers, and with room for those of a file.
     pub(crate) fn new(code: u16) -> Self {
         Self {
             code,
-            headers: Vec::new(),
+            headers: Vec::with_capacity(12),
             body: Body::default(),
             note: String::new(),
             loud: false,
@@ -80,8 +80,8 @@ impl<'a> Reply<'a> {
         reply.status("offload; fwd=miss").loud(&failure.sentence)
     }
 
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
-        self.headers.push((name.to_owned(), value.to_owned()));
+    pub(crate) fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.push((name, value.to_owned()));
         self
     }
 

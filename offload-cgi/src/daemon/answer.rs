@@ -144,14 +144,18 @@ pub(crate) fn head(reply: &Reply<'_>, minor: u8, keep: bool) -> Vec<u8> {
     let mut dated = false;
     for (name, value) in &reply.headers {
         // That is between the client and this program.
-        if name == "Connection" {
+        if *name == "Connection" {
             continue;
         }
-        dated |= name == DATE;
+        dated |= *name == DATE;
         text.push_str(name);
         text.push_str(": ");
         // The base's values are printable by now; this is the last door to the client.
-        text.extend(value.chars().filter(|letter| !letter.is_control()));
+        if value.contains(char::is_control) {
+            text.extend(value.chars().filter(|letter| !letter.is_control()));
+        } else {
+            text.push_str(value);
+        }
         text.push_str("\r\n");
     }
     if !dated {
@@ -168,7 +172,7 @@ pub(crate) fn head(reply: &Reply<'_>, minor: u8, keep: bool) -> Vec<u8> {
 
 /// Whether the end of a reply shows without the end of the connection.
 pub(crate) fn has_end(reply: &Reply<'_>) -> bool {
-    reply.code == 304 || reply.headers.iter().any(|(name, _)| name == "Content-Length")
+    reply.code == 304 || reply.headers.iter().any(|(name, _)| *name == "Content-Length")
 }
 
 #[cfg(test)]

@@ -341,5 +341,5 @@ fn is_hit(reply: &Reply<'_>) -> bool {
     reply
         .headers
         .iter()
-        .any(|(name, value)| name == "Cache-Status" && value.starts_with("offload; hit"))
+        .any(|(name, value)| *name == "Cache-Status" && value.starts_with("offload; hit"))
 }
