@@ -69,6 +69,7 @@ pub(super) fn run(settings: Settings, flags: &Flags) -> Result<(), String> {
     let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
         .map_err(|error| format!("signals cannot be read: {error}"))?;
     raise_limits();
+    crate::shared::share_heaps(settings.senders + 1);
     let mut passed = listen::passed(|name| env::var(name).ok())?;
     let before = upgrade::before()?;
     passed.extend(before.iter().flat_map(|before| before.passed.iter().cloned()));
