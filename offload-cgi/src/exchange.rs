@@ -3,6 +3,7 @@
 mod heads;
 
 use std::fs::File;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use offload_core::path::CanonicalPath;
@@ -41,8 +42,7 @@ pub(crate) struct Exchange<'a> {
 
 /// A whole body of the cache, open; nobody takes it away meanwhile.
 pub(crate) struct Kept {
-    pub(crate) record: Representation,
-    pub(crate) file: File,
+    pub(crate) source: Arc<Source<'static>>,
     checked: SystemTime,
     pub(crate) until: SystemTime,
 }
@@ -241,12 +241,13 @@ impl<'a> Exchange<'a> {
         let mut record = found.representation;
         record.validators.answered = whole.record.validators.answered;
         let usable = record.unstorable.is_none() && SystemTime::now() < until;
-        usable.then_some(Kept { record, file: whole.file, checked: found.checked, until })
+        let source = Arc::new(Source::whole(whole.file, record).of(generation));
+        usable.then_some(Kept { source, checked: found.checked, until })
     }
 
     /// Answers with a body that was kept open; its parts are those of the kept file.
     pub(crate) fn answer_with(&self, request: &Request, kept: &Kept) -> Reply<'a> {
-        hit(self.shape(request, &kept.record), kept.checked, Certainty::Fresh)
+        hit(self.shape(request, &kept.source.record), kept.checked, Certainty::Fresh)
     }
 
     fn stored(&self, source: Source<'a>, path: String) -> Supply<'a> {

@@ -31,7 +31,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::inotify::{InitFlags, Inotify, WatchDescriptor};
 
 use self::carry::Carried;
-use self::connection::Connection;
+use self::connection::{Bytes, Connection};
 use self::inbox::{Answered, Message};
 pub(crate) use self::inbox::{Inbox, Transfer};
 pub(crate) use self::pace::{Caps, Paces};
@@ -223,10 +223,11 @@ impl Sender {
     }
 
     fn answer(&mut self, number: u64, answered: Answered) {
-        let Answered { ask, reply, place } = answered;
+        let Answered { ask, reply, place, body } = answered;
+        let supply = body.map_or(Bytes::None, Bytes::Kept);
         self.step(number, |sender, connection| {
             sender
-                .begin(connection, number, ask, reply, place, connection::Bytes::None)
+                .begin(connection, number, ask, reply, place, supply)
                 .unwrap_or_else(|| sender.drive(connection, number))
         });
     }

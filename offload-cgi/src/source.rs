@@ -5,6 +5,7 @@ mod growth;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::{Duration, Instant};
 
 use self::growth::{Growth, Past};
@@ -78,6 +79,22 @@ impl<'a> Source<'a> {
     pub(crate) fn of(mut self, generation: Generation) -> Self {
         self.whole = Some((generation, Instant::now()));
         self
+    }
+
+    /// Whether this is the whole body in the same file, which another one has open.
+    pub(crate) fn is_file_of(&self, other: &Self) -> bool {
+        let place = |source: &Self| {
+            let found = source.file.metadata().ok()?;
+            Some((found.dev(), found.ino()))
+        };
+        self.is_whole()
+            && other.is_whole()
+            && place(self).is_some_and(|own| Some(own) == place(other))
+    }
+
+    /// Whether nothing more will come.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.growth.is_none()
     }
 
     /// The file to read what is there from.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
 use crate::client::prefix;
@@ -12,6 +12,7 @@ use crate::log;
 use crate::options::{DupeMode, Options};
 use crate::origin::Origin;
 use crate::sender::Caps;
+use crate::source::Source;
 use crate::store::{Store, Unusable};
 
 /// So many files of a base are kept open.
@@ -45,6 +46,8 @@ pub(crate) struct Site {
     downloads: Option<&'static Downloads>,
     /// The open bodies; none where nobody asks for them any more.
     kept: RwLock<Option<HashMap<String, Arc<Kept>>>>,
+    /// Whole bodies that are on their way to somebody: who comes for one of them needs no descriptor of his own.
+    read: Mutex<HashMap<String, Weak<Source<'static>>>>,
 }
 
 /// All sites that this process has ever had: running downloads may still use them, so none is taken away, and one
@@ -87,6 +90,7 @@ impl Sites {
             downloads: self.downloads(options, store.is_some()),
             store,
             kept: RwLock::new(Some(HashMap::new())),
+            read: Mutex::default(),
         }));
         all.push((words, site));
         Ok(site)
@@ -168,14 +172,36 @@ impl Site {
         let Some(mut kept) = self.exchange().keep(request) else { return };
         let now = SystemTime::now();
         kept.until = kept.until.min(now.checked_add(LONGEST).unwrap_or(now));
-        let mut all = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-        let Some(all) = all.as_mut() else { return };
+        kept.source = self.share(request.path.as_str(), kept.source);
+        // What goes is closed when others can go on: that may take a look at the disk.
+        let mut gone = Vec::new();
+        let mut guard = self.kept.write().unwrap_or_else(PoisonError::into_inner);
+        let Some(all) = guard.as_mut() else { return };
         if all.len() >= MOST_KEPT {
-            all.retain(|_, kept| now < kept.until);
+            gone.extend(all.extract_if(|_, kept| now >= kept.until).map(|(_, kept)| kept));
         }
         if all.len() < MOST_KEPT {
-            all.insert(request.path.as_str().to_owned(), Arc::new(kept));
+            gone.extend(all.insert(request.path.as_str().to_owned(), Arc::new(kept)));
         }
+        drop(guard);
+        drop(gone);
+    }
+
+    /// The same body, open already if somebody is being sent it.
+    pub(crate) fn share(&self, path: &str, source: Arc<Source<'static>>) -> Arc<Source<'static>> {
+        let known = {
+            let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+            let known = read.get(path).and_then(Weak::upgrade);
+            match known {
+                Some(known) if known.is_file_of(&source) => return known,
+                known => {
+                    read.insert(path.to_owned(), Arc::downgrade(&source));
+                    known
+                }
+            }
+        };
+        drop(known);
+        source
     }
 
     /// Whether there is anything to be closed some day.
@@ -192,10 +218,15 @@ impl Site {
         };
         if expired {
             let mut kept = self.kept.write().unwrap_or_else(PoisonError::into_inner);
-            if let Some(kept) = kept.as_mut() {
-                kept.retain(|_, kept| now < kept.until);
-            }
+            let gone: Vec<_> = kept
+                .as_mut()
+                .map(|kept| kept.extract_if(|_, kept| now >= kept.until).collect())
+                .unwrap_or_default();
+            drop(kept);
+            drop(gone);
         }
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        read.retain(|_, source| source.strong_count() > 0);
     }
 }
 

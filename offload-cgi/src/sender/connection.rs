@@ -12,7 +12,7 @@ use super::socket::{Moved, Socket};
 use crate::body::{Body, Piece, Supply};
 use crate::daemon::{Entered, OpenBody, Visit};
 use crate::downloads::Place;
-use crate::exchange::{Kept, Request};
+use crate::exchange::Request;
 use crate::failure::{Failure, Kind};
 use crate::head::Scan;
 use crate::http::Part;
@@ -138,7 +138,7 @@ pub(super) struct Sending {
 /// Where the parts of a body are.
 pub(super) enum Bytes {
     None,
-    Kept(Arc<Kept>),
+    Kept(Arc<Source<'static>>),
     Stored {
         source: Box<Source<'static>>,
         origin: &'static Origin,
@@ -239,7 +239,7 @@ impl Sending {
                 return Err(Sent::Cut(Kind::NoRoom.says("there is a part and no file")));
             }
             Bytes::Passing(_) => return Err(Sent::Carry),
-            Bytes::Kept(kept) => socket.send_file(&kept.file, part.first, most),
+            Bytes::Kept(source) => socket.send_file(source.file(), part.first, most),
             Bytes::Stored { source, .. } => {
                 source.begin();
                 let changes = source.changes();

@@ -13,6 +13,7 @@ use super::socket::Socket;
 use crate::daemon::{Entered, Listener, Visit};
 use crate::downloads::Place;
 use crate::reply::Reply;
+use crate::source::Source;
 
 /// Messages for one sender.
 pub(crate) struct Inbox {
@@ -41,6 +42,8 @@ pub(super) struct Answered {
     pub(super) ask: Ask,
     pub(super) reply: Reply<'static>,
     pub(super) place: Option<Place<'static>>,
+    /// The whole body that its parts are of.
+    pub(super) body: Option<Arc<Source<'static>>>,
 }
 
 /// A running download, as it is shown.

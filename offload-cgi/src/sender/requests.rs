@@ -17,6 +17,7 @@ use crate::failure::Kind;
 use crate::head::{BadHead, Head, Scan};
 use crate::options::DupeMode;
 use crate::reply::Reply;
+use crate::source::Source;
 
 /// A debt: whoever asked gets a reply, even if the exchange panics.
 struct Owed {
@@ -24,12 +25,14 @@ struct Owed {
     number: u64,
     ask: Option<Ask>,
     place: Option<Place<'static>>,
+    body: Option<Arc<Source<'static>>>,
 }
 
 impl Owed {
     fn pay(&mut self, reply: Reply<'static>) {
         if let Some(ask) = self.ask.take() {
-            let answered = Answered { ask, reply, place: self.place.take() };
+            let (place, body) = (self.place.take(), self.body.take());
+            let answered = Answered { ask, reply, place, body };
             // A sender that has ended has no connection that waits for it.
             let _ = self.inbox.put(Message::Answer(self.number, Box::new(answered)));
         }
@@ -162,7 +165,14 @@ impl Sender {
         };
         if let Some(kept) = ask.site.kept(ask.request.path.as_str(), SystemTime::now()) {
             let reply = ask.site.exchange().answer_with(&ask.request, &kept);
-            return self.begin(connection, number, ask, reply, place, Bytes::Kept(kept));
+            return self.begin(
+                connection,
+                number,
+                ask,
+                reply,
+                place,
+                Bytes::Kept(Arc::clone(&kept.source)),
+            );
         }
         let Some(body) = self.common.open_body() else {
             let reply =
@@ -177,18 +187,19 @@ impl Sender {
         let (inbox, socket, asked) =
             (Arc::clone(&self.inbox), Arc::downgrade(&connection.socket), self.now);
         self.common.pool.give(site.number, move || {
-            let mut owed = Owed { inbox, number, ask: Some(ask), place };
+            let mut owed = Owed { inbox, number, ask: Some(ask), place, body: None };
             if socket.strong_count() == 0 {
                 return owed.forget();
             }
             let patience = site.options().timeout;
-            let reply = if asked.elapsed() >= patience.duration() {
+            let mut reply = if asked.elapsed() >= patience.duration() {
                 let why = format!("no thread was free to ask the base for {patience}");
                 Reply::failed(&Kind::TimedOut.says(why))
             } else {
                 site.exchange().answer(&request)
             };
             let (revalidate, hit) = (reply.revalidate, is_hit(&reply));
+            owed.body = share(site, &request, &mut reply);
             if hit && !revalidate {
                 site.keep(&request);
             }
@@ -332,6 +343,23 @@ impl Sender {
             changed: self.now,
             is_waiting: false,
             pulse: Pulse::new(self.now),
+        }
+    }
+}
+
+/// Takes a whole body out of a reply, or the same one that is open already.
+fn share(
+    site: &'static Site,
+    request: &Request,
+    reply: &mut Reply<'static>,
+) -> Option<Arc<Source<'static>>> {
+    match std::mem::replace(&mut reply.body.supply, Supply::None) {
+        Supply::Stored { source, .. } if source.is_whole() => {
+            Some(site.share(request.path.as_str(), Arc::new(*source)))
+        }
+        other => {
+            reply.body.supply = other;
+            None
         }
     }
 }

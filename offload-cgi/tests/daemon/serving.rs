@@ -1,5 +1,6 @@
 //! What a client gets: cold, warm, growing, parts, from several bases, past the cache.
 
+use std::path::Path;
 use std::thread;
 
 use super::base::{Base, Page};
@@ -196,4 +197,64 @@ fn a_client_that_goes_away_leaves_nothing_behind() {
         (daemon.look("/.offload/status?json").number("connections_open") == 0).then_some(())
     });
     eventually("all descriptors are closed", || (descriptors() <= before).then_some(()));
+}
+
+/// How many files in this folder and below have this length.
+fn files_of(folder: &Path, length: usize) -> usize {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let counts = entries.map(|entry| match entry.metadata() {
+        Ok(found) if found.is_dir() => files_of(&entry.path(), length),
+        Ok(found) => usize::from(found.len() == length as u64),
+        Err(_) => 0,
+    });
+    counts.sum()
+}
+
+#[test]
+fn what_the_base_has_no_more_goes_with_the_last_download_of_it() {
+    for fresh in ["0", "3s"] {
+        let (base, body) = (Base::start(), pattern(20_000_000));
+        base.put("/a", Page::new("\"v1\"", body.clone()));
+        let daemon = start(&base, &format!("fresh = {fresh}\n"));
+        assert!(daemon.get("/a").body == body);
+        daemon.settle();
+        assert!(daemon.get("/a").body == body, "it may be kept open now");
+        let mut slow = daemon.connect_slow();
+        slow.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(slow.head().field("Cache-Status"), "offload; hit");
+        base.put("/a", Page::status(404, &[]));
+        eventually("it is known", || (daemon.get("/a").status == 404).then_some(()));
+        // Not in the first moment: nobody looks for changes then.
+        thread::sleep(std::time::Duration::from_millis(300));
+        assert!(slow.read(body.len()) == body);
+        drop(slow);
+        eventually("it is gone", || {
+            (files_of(&daemon.path("cache"), body.len()) == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn downloads_of_one_file_share_it_although_the_base_is_asked_for_each() {
+    let (base, body) = (Base::start(), pattern(20_000_000));
+    base.put("/a", Page::new("\"v1\"", body.clone()));
+    let daemon = start(&base, "fresh = 0\n");
+    assert!(daemon.get("/a").body == body);
+    daemon.settle();
+    let open = || {
+        let files = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().flatten();
+        let places = files.filter_map(|file| std::fs::read_link(file.path()).ok());
+        places.filter(|place| place.extension().is_some_and(|kind| kind == "body")).count()
+    };
+    let mut slow: Vec<_> = (0..30).map(|_| daemon.connect_slow()).collect();
+    for connection in &mut slow {
+        connection.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert_eq!(connection.head().field("Cache-Status"), "offload; hit");
+    }
+    eventually("one is open for all", || (open() == 1).then_some(()));
+    for connection in &mut slow {
+        assert!(connection.read(body.len()) == body);
+    }
+    drop(slow);
+    eventually("it is closed", || (open() == 0).then_some(()));
 }
