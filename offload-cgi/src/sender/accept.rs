@@ -13,7 +13,7 @@ use super::{LISTENERS, ROUND, Sender};
 use crate::daemon::{Entered, Listener};
 
 /// So many connections more than others a sender may have.
-const UNEVEN: usize = 4;
+const UNEVEN: usize = 1;
 /// Connections that are accepted in one go.
 const AT_ONCE: usize = 64;
 /// Refused connections that are ended politely at a time.
