@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -70,6 +70,7 @@ pub(crate) fn run() {
         let rounds: Vec<Seen> = (0..number("BENCH_ROUNDS", 5)).map(|_| kind(clients)).collect();
         print(name, &rounds);
     }
+    wake(clients);
 }
 
 fn print(name: &str, rounds: &[Seen]) {
@@ -80,6 +81,29 @@ fn print(name: &str, rounds: &[Seen]) {
         of(&|seen| seen.delays[0]),
         of(&|seen| seen.delays[seen.delays.len() / 2]),
         of(&|seen| seen.delays[seen.delays.len() - 1]),
+    );
+}
+
+/// What it costs to wake so many processes, whatever they are: by a program in C.
+fn wake(clients: usize) {
+    let scratch = Scratch::new();
+    let source = scratch.write("wake.c", include_str!("wake.c"));
+    let program = scratch.path().join("wake");
+    let compiled = Command::new("cc").arg("-O2").arg("-o").arg(&program).arg(source).status();
+    assert!(compiled.unwrap().success());
+    let rounds = (0..number("BENCH_ROUNDS", 5)).map(|_| {
+        let output = Command::new(&program).arg(clients.to_string()).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.split_whitespace().map(|word| word.parse().unwrap()).collect::<Vec<f64>>()
+    });
+    let rounds: Vec<Vec<f64>> = rounds.collect();
+    let of = |at: usize| median(rounds.iter().map(|round| round[at]).collect());
+    println!(
+        "a process each that only waits and writes (C): the first {:.1} ms, the one in the middle {:.1} ms, the \
+         last {:.1} ms",
+        of(0),
+        of(1),
+        of(2)
     );
 }
 
