@@ -191,10 +191,12 @@ impl<'a> Ledger<'a> {
                     return Some((word, mine));
                 }
             }
-            match tried {
-                0..SPINS => std::hint::spin_loop(),
-                _ if tried < SPINS + YIELDS => yield_now(),
-                _ => std::thread::sleep(Duration::from_millis(1)),
+            if tried < SPINS {
+                std::hint::spin_loop();
+            } else if tried < SPINS + YIELDS {
+                yield_now();
+            } else {
+                std::thread::sleep(Duration::from_millis(1));
             }
         }
         None
