@@ -46,6 +46,7 @@ check: setup ## Format, lints and documentation, warnings refused
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -p mod_offload --features fault-injection -- -D warnings
+	$(CARGO) clippy -p offload-cgi --features browser --tests -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
 
 test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)
@@ -53,7 +54,7 @@ test: faulty build ## Everything: units, properties, black box on real httpd (ev
 
 test-browser: PACKAGES += chromium
 test-browser: setup ## Chromium plays, seeks and downloads through the daemon
-	$(CARGO) test -p offload-cgi --test daemon browser -- --ignored
+	$(CARGO) test -p offload-cgi --features browser --test daemon browser
 
 loom: ## The ledger's steps, in every order that threads may take them
 	RUSTFLAGS='--cfg loom' $(CARGO) test --release --target-dir $(TARGET)/loom -p offload-core --lib ledger

@@ -51,7 +51,6 @@ fn sound() -> Vec<u8> {
 }
 
 #[test]
-#[ignore = "needs Chromium; `make test-browser` runs it"]
 fn chromium_plays_seeks_and_downloads() {
     let (base, sound) = (Base::start(), sound());
     let typed = |kind: &str, body: Vec<u8>| {
