@@ -14,7 +14,7 @@ use crate::representation::Representation;
 use crate::store::{Object, Store, Turn, age};
 
 /// What is known of a file now.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Known {
     /// The base has it, in this version.
     File(Found),
@@ -23,7 +23,7 @@ pub(crate) enum Known {
 }
 
 /// A version, and how well it is known that the base has it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) representation: Representation,
     /// When the base said so.
@@ -44,6 +44,32 @@ pub(crate) enum Certainty {
     Stale,
 }
 
+impl Found {
+    /// What the base has said just now, and no cache knows.
+    pub(crate) fn unnoted(representation: Representation, checked: SystemTime) -> Self {
+        Self { representation, checked, certainty: Certainty::Asked, noted: false }
+    }
+}
+
+impl Known {
+    /// Whether others who have asked at the same time may be told this: of what cannot be noted, everybody
+    /// asks for himself.
+    pub(crate) fn is_for_all(&self) -> bool {
+        match self {
+            Self::File(found) => found.noted,
+            Self::Other(_) => true,
+        }
+    }
+
+    /// Whether the base has just said it.
+    pub(crate) fn is_asked(&self) -> bool {
+        match self {
+            Self::File(found) => found.certainty == Certainty::Asked,
+            Self::Other(_) => true,
+        }
+    }
+}
+
 /// So much longer than the base is waited for, whoever asks it is waited for.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -59,22 +85,16 @@ pub(crate) struct Asker<'a> {
 }
 
 impl Asker<'_> {
-    /// What is known of the file, from the cache if that is good enough.
-    ///
-    /// # Errors
-    /// As `ask`.
-    pub(crate) fn find(&self, now: SystemTime) -> Result<Known, Failure> {
-        if let Some((found, freshness)) = self.recall() {
-            // Of what was checked before somebody set the clock back nobody knows how old it is.
-            let age = age(found.checked, now).unwrap_or(Duration::MAX);
-            if age < freshness.lifetime {
-                return Ok(Known::File(Found { certainty: Certainty::Fresh, ..found }));
-            }
-            if age < freshness.lifetime.saturating_add(freshness.stale_while_revalidate) {
-                return Ok(Known::File(Found { certainty: Certainty::Stale, ..found }));
-            }
+    /// What the cache knows of the file, if nobody need wait for more.
+    pub(crate) fn known(&self, now: SystemTime) -> Option<Found> {
+        let (found, freshness) = self.recall()?;
+        // Of what was checked before somebody set the clock back nobody knows how old it is.
+        let age = age(found.checked, now).unwrap_or(Duration::MAX);
+        if age < freshness.lifetime {
+            return Some(Found { certainty: Certainty::Fresh, ..found });
         }
-        self.ask(now)
+        let usable = freshness.lifetime.saturating_add(freshness.stale_while_revalidate);
+        (age < usable).then_some(Found { certainty: Certainty::Stale, ..found })
     }
 
     /// What the cache knows, and how long that is good.

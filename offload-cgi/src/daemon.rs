@@ -1,7 +1,7 @@
 //! The daemon: an offload host without a web server.
 //!
 //! ```text
-//! listener -> sender (epoll: heads, hits, bytes) <-> pool (exchanges, which may wait for the base)
+//! listener -> sender (epoll: heads, hits, bytes) <-> pool (steps of exchanges, which may wait for the base)
 //!                |-> carrier (a thread for what the base sends past the cache)
 //!                '-> journal (the access log's thread)
 //! ```
@@ -15,6 +15,7 @@ mod file;
 mod journal;
 mod life;
 mod listen;
+mod lobby;
 mod plan;
 mod pool;
 mod settings;
@@ -32,6 +33,7 @@ pub(crate) use self::answer::{Step, Visit, has_end, head as write_head, read};
 use self::counters::Counters;
 use self::journal::Journal;
 pub(crate) use self::listen::Listener;
+pub(crate) use self::lobby::{Herald, News, Visitor};
 use self::plan::{Bodies, Doors};
 pub(crate) use self::plan::{Entered, OpenBody, Plan};
 use self::pool::Pool;

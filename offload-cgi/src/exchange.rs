@@ -1,28 +1,29 @@
-//! One request -> one Reply: asks the base if need be, finds the bytes, writes the head.
+//! One request -> one Reply: asks the base if need be, finds the bytes, writes the head. Each step says whether it
+//! may wait for the base; none waits for bytes but `answer`, which takes all of them for a process of its own.
 
+mod awaited;
 mod heads;
+mod otherwise;
 
-use std::fs::File;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use offload_core::path::CanonicalPath;
 
+pub(crate) use self::awaited::Awaited;
 use self::heads::{head, multipart};
+use self::otherwise::forget;
 use crate::ask::{Asker, Certainty, Found, Known};
 use crate::body::{Body, Piece, Supply};
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
 use crate::http::{Conditions, Part, Verdict, judge};
+use crate::log;
 use crate::options::Options;
-use crate::origin::{Answer, Origin, Other};
+use crate::origin::{Answer, Origin};
 use crate::reply::Reply;
 use crate::representation::{DATE, Representation};
 use crate::source::Source;
-use crate::store::{Object, Store, age};
-use crate::{local, log};
-
-/// How often the base may change a file under our hands before the client is sent away.
-const MOST_CHANGES: u32 = 3;
+use crate::store::{Object, Store};
 
 /// What a client asks for, as far as it matters here.
 pub(crate) struct Request {
@@ -47,29 +48,99 @@ pub(crate) struct Kept {
     pub(crate) until: SystemTime,
 }
 
+/// How far a request has come.
+pub(crate) enum Outcome<'a> {
+    Reply(Reply<'a>),
+    /// The first of its bytes is still to come.
+    Awaits(Box<Awaited<'a>>),
+}
+
 impl<'a> Exchange<'a> {
-    /// Answers one request.
+    /// Answers one request, however long that takes.
     pub(crate) fn answer(&self, request: &Request) -> Reply<'a> {
-        let Some(store) = self.store else { return self.answer_without_cache(request) };
+        let (mut changes, mut outcome) = (0, None);
+        loop {
+            let mut awaited = match outcome {
+                Some(Outcome::Reply(reply)) => return reply,
+                Some(Outcome::Awaits(awaited)) => awaited,
+                None => {
+                    let known = self.check(request, changes);
+                    outcome = self.settle(request, known, &mut changes);
+                    continue;
+                }
+            };
+            outcome = match awaited.wait() {
+                Ok(()) => return self.finish(request, *awaited),
+                Err(failure) => self.resume(request, *awaited, &failure, &mut changes),
+            };
+        }
+    }
+
+    /// What can be done with what the cache has, without waiting for anybody; `None`: the base is to be asked.
+    pub(crate) fn recall(&self, request: &Request) -> Option<Outcome<'a>> {
+        let store = self.store?;
+        let object = store.object(&self.options.base, request.path.as_str());
+        let found = self.asker(store, &object, request).known(SystemTime::now())?;
+        self.proceed(request, &Ok(Known::File(found)))
+    }
+
+    /// What the base says about a file, or the cache if that is good enough: not for who was told once, or more
+    /// often, something that was not so any more.
+    ///
+    /// # Errors
+    /// As `Asker::ask`.
+    pub(crate) fn check(&self, request: &Request, changes: u32) -> Result<Known, Failure> {
+        let now = SystemTime::now();
+        let Some(store) = self.store else {
+            return self.origin.head(request.path.as_str()).map(|answer| match answer {
+                Answer::File(representation) => Known::File(Found::unnoted(representation, now)),
+                Answer::Other(other) => Known::Other(other),
+            });
+        };
         let object = store.object(&self.options.base, request.path.as_str());
         let asker = self.asker(store, &object, request);
-        let mut known = asker.find(SystemTime::now());
-        for _ in 0..MOST_CHANGES {
-            match known {
-                Ok(Known::File(found)) => match self.serve(request, &object, found) {
-                    Err(failure) if failure.kind == Kind::Changed => {}
-                    reply => return reply.unwrap_or_else(|failure| Reply::failed(&failure)),
-                },
-                Ok(Known::Other(other)) => return self.pass_on(request, &asker, &other),
-                Err(failure) if matches!(failure.kind, Kind::Down | Kind::TimedOut) => {
-                    let stale = self.stale(request, &asker, &failure.sentence);
-                    return stale.unwrap_or_else(|| Reply::failed(&failure));
-                }
-                Err(failure) => return Reply::failed(&failure),
-            }
-            known = asker.ask(SystemTime::now());
+        let known = if changes == 0 { asker.known(now) } else { None };
+        known.map_or_else(|| asker.ask(now), |found| Ok(Known::File(found)))
+    }
+
+    /// What follows from what is known, as far as that needs the base no more. `None`: see `settle`.
+    pub(crate) fn proceed(
+        &self,
+        request: &Request,
+        known: &Result<Known, Failure>,
+    ) -> Option<Outcome<'a>> {
+        match known {
+            Ok(Known::File(found)) => self.serve(request, found).ok().flatten(),
+            Ok(Known::Other(other)) => Some(Outcome::Reply(self.pass_on(request, other))),
+            Err(failure) => Some(Outcome::Reply(self.fail(request, failure))),
         }
-        Reply::failed(&Kind::Changed.says("the base changes the file all the time"))
+    }
+
+    /// What follows from what is known. May wait for the base. `None`: it has changed the file, and is to be
+    /// asked again.
+    pub(crate) fn settle(
+        &self,
+        request: &Request,
+        known: Result<Known, Failure>,
+        changes: &mut u32,
+    ) -> Option<Outcome<'a>> {
+        let Ok(Known::File(found)) = &known else { return self.proceed(request, &known) };
+        let served = self.serve(request, found).and_then(|outcome| match outcome {
+            Some(outcome) => Ok(outcome),
+            None => self.past_cache(request, found).map(Outcome::Reply),
+        });
+        served.map_or_else(|failure| self.despite(request, found, &failure, changes), Some)
+    }
+
+    /// What follows when the byte that was waited for does not come. May wait for the base. `None`: as `settle`.
+    pub(crate) fn resume(
+        &self,
+        request: &Request,
+        awaited: Awaited<'a>,
+        failure: &Failure,
+        changes: &mut u32,
+    ) -> Option<Outcome<'a>> {
+        self.despite(request, &awaited.into_found(), failure, changes)
     }
 
     /// Asks the base about a file that was served although it should have been asked before; unless others
@@ -78,6 +149,11 @@ impl<'a> Exchange<'a> {
         let Some(store) = self.store else { return };
         let object = store.object(&self.options.base, request.path.as_str());
         let asker = self.asker(store, &object, request);
+        // Somebody may have asked since.
+        let known = asker.known(SystemTime::now());
+        if known.is_some_and(|found| found.certainty == Certainty::Fresh) {
+            return;
+        }
         let Ok(Some(_place)) = store.revalidation() else { return };
         match asker.ask_if_nobody_does() {
             Ok(Some(Known::Other(other))) if matches!(other.status, 404 | 410) => {
@@ -104,99 +180,42 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// Passes through what the base has, for there is nowhere to keep it.
-    fn answer_without_cache(&self, request: &Request) -> Reply<'a> {
-        let checked = SystemTime::now();
-        match self.origin.head(request.path.as_str()) {
-            Ok(Answer::File(found)) => match self.local(request, &found) {
-                Some(file) => {
-                    let reply = self.reply_with(request, Source::whole(file, found));
-                    aged(reply, checked).status("offload; hit; detail=document-root")
-                }
-                None => self
-                    .pass_through(request, &found, "miss; detail=no-cache")
-                    .unwrap_or_else(|failure| Reply::failed(&failure)),
-            },
-            Ok(Answer::Other(other)) => of_base(&other),
-            Err(failure) => Reply::failed(&failure),
-        }
-    }
-
-    /// The file of no-cache mode, if it is the base's.
-    fn local(&self, request: &Request, found: &Representation) -> Option<File> {
-        let root = self.options.document_root.as_ref()?;
-        local::open(root, &request.path, found)
-    }
-
-    /// Serves a version that the base has.
-    fn serve(
-        &self,
-        request: &Request,
-        object: &Object,
-        found: Found,
-    ) -> Result<Reply<'a>, Failure> {
-        let Found { representation: found_now, checked, certainty, .. } = found;
-        if let Some(why) = found_now.unstorable {
-            let forward = format!("miss; detail={}", why.detail());
-            return self.pass_through(request, &found_now, &forward);
-        }
-        let generation = object.generation(&found_now.generation());
+    /// Serves a version that the base has, from the cache. `None`: it is not for the cache.
+    ///
+    /// # Errors
+    /// Why the cache does not have it, and will not.
+    fn serve(&self, request: &Request, found: &Found) -> Result<Option<Outcome<'a>>, Failure> {
+        let Found { representation, checked, certainty, .. } = found;
+        let (checked, certainty) = (*checked, *certainty);
+        let Some(store) = self.store.filter(|_| representation.unstorable.is_none()) else {
+            return Ok(None);
+        };
+        let object = store.object(&self.options.base, request.path.as_str());
+        let generation = object.generation(&representation.generation());
         // What is damaged is found out, and put aside, by who sets the generation up.
         let whole = match certainty {
             // The record has been written, or compared, since.
             Certainty::Asked => generation.open_whole().ok().flatten(),
             Certainty::Fresh | Certainty::Stale => {
                 object.touch(SystemTime::now());
-                generation.open_whole_of(found_now.clone())
+                generation.open_whole_of(representation.clone())
             }
         };
         if let Some(whole) = whole {
             // The date that makes Last-Modified strong is the stored body's.
-            let mut now = found_now;
+            let mut now = representation.clone();
             now.validators.answered = whole.record.validators.answered;
             let source = Source::whole(whole.file, now).of(generation);
             let reply = self.reply_with(request, source);
-            return Ok(hit(reply, checked, certainty));
+            return Ok(Some(Outcome::Reply(hit(reply, checked, certainty))));
         }
-        let verdict = self.judge(request, &found_now);
-        let parts = verdict.parts(found_now.length);
+        let verdict = self.judge(request, representation);
         if !request.get || !verdict.has_body() {
-            let reply = missed(head(&found_now, verdict), checked, certainty);
-            return Ok(reply.status("offload; fwd=miss"));
+            let reply = missed(head(representation, verdict), checked, certainty);
+            return Ok(Some(Outcome::Reply(reply.status("offload; fwd=miss"))));
         }
-        let path = request.path.as_str();
-        let source = Source::open(self.options, generation, &found_now, path, &parts);
-        let source = source.and_then(|mut source| {
-            let all_there = source.has(&parts);
-            if let Some(part) = parts.first().filter(|part| part.length > 0) {
-                source.wait_for(part.first)?;
-            }
-            source.refresh();
-            Ok((source, all_there))
-        });
-        match source {
-            Ok((source, true)) => {
-                let reply = self.reply_with(request, source);
-                Ok(hit(reply, checked, certainty))
-            }
-            Ok((source, false)) => {
-                let detail = if source.has_filled() { "; stored" } else { "; collapsed" };
-                let reply = missed(self.reply_with(request, source), checked, certainty);
-                // httpd would keep the connection, and the client waiting, when the fill breaks off.
-                Ok(reply
-                    .status(&format!("offload; fwd=miss{detail}"))
-                    .header("Connection", "close"))
-            }
-            Err(failure) if failure.kind == Kind::NoRoom => {
-                let text = format!("{path}: passed through: {}", failure.sentence);
-                log::rarely(self.options.notes(), "no-room", &text);
-                self.pass_through(request, &found_now, "miss; detail=no-room")
-            }
-            Err(failure) if failure.kind == Kind::Unstorable => {
-                self.pass_through(request, &found_now, "miss; detail=unstorable")
-            }
-            Err(failure) => Err(failure),
-        }
+        let parts = verdict.parts(representation.length);
+        self.join(request, generation, found, &parts).map(Some)
     }
 
     fn judge(&self, request: &Request, found: &Representation) -> Verdict {
@@ -258,95 +277,6 @@ impl<'a> Exchange<'a> {
             options: self.options,
         }
     }
-
-    /// Answers from the base without storing.
-    fn pass_through(
-        &self,
-        request: &Request,
-        found: &Representation,
-        forward: &str,
-    ) -> Result<Reply<'a>, Failure> {
-        let verdict = match self.judge(request, found) {
-            // They would be as many requests to the base.
-            Verdict::Parts(_) => Verdict::Whole,
-            verdict => verdict,
-        };
-        let status = format!("offload; fwd={forward}");
-        let parts = verdict.parts(found.length);
-        let Some(&part) = parts.first().filter(|_| request.get) else {
-            return Ok(head(found, verdict).status(&status));
-        };
-        let incoming = self.origin.get(request.path.as_str(), found, part)?;
-        Ok(head(&incoming.representation, verdict)
-            .status(&status)
-            .header("Connection", "close")
-            .body(Body::part(part, Supply::Passing(Box::new(incoming)))))
-    }
-
-    /// Passes on what the base says instead of sending the file.
-    fn pass_on(&self, request: &Request, asker: &Asker<'_>, other: &Other) -> Reply<'a> {
-        if other.status >= 500
-            && let Some(reply) =
-                self.stale(request, asker, &format!("the base answered {}", other.status))
-        {
-            return reply;
-        }
-        if matches!(other.status, 404 | 410) {
-            forget(asker.object, request);
-        }
-        of_base(other)
-    }
-
-    /// Serves what is cached although the base cannot be asked, if that is allowed.
-    fn stale(&self, request: &Request, asker: &Asker<'_>, why: &str) -> Option<Reply<'a>> {
-        let (found, freshness) = asker.recall()?;
-        let age = age(found.checked, SystemTime::now())?;
-        if age > freshness.lifetime.saturating_add(freshness.stale_if_error) {
-            return None;
-        }
-        let record = &found.representation;
-        if record.unstorable.is_some() {
-            return None;
-        }
-        let verdict = self.judge(request, record);
-        let reply = if request.get && verdict.has_body() {
-            let parts = verdict.parts(record.length);
-            let generation = asker.object.generation(&record.generation());
-            let source = match generation.open_whole() {
-                Ok(Some(whole)) => Source::whole(whole.file, whole.record).of(generation),
-                // Perhaps the bytes that are asked for are there although others are not.
-                _ => Source::open(self.options, generation, record, asker.path, &parts).ok()?,
-            };
-            if !source.has(&parts) {
-                return None;
-            }
-            self.reply_with(request, source)
-        } else {
-            head(record, verdict)
-        };
-        log::line(&format!("{}: served from the cache, unchecked: {why}", request.path));
-        Some(aged(reply, found.checked).status("offload; hit; detail=stale-if-error"))
-    }
-}
-
-fn forget(object: &Object, request: &Request) {
-    if let Err(error) = object.remove() {
-        log::line(&format!("{}: cannot be removed from the cache: {error}", request.path));
-    }
-}
-
-/// A reply with the base's status, and nothing else of what it has sent.
-fn of_base<'a>(other: &Other) -> Reply<'a> {
-    let mut reply = Reply::page(other.status, &format!("The base server says {}.", other.status))
-        .note(&format!("the base answered {}", other.status))
-        .status(&format!("offload; fwd=miss; fwd-status={}", other.status));
-    if let Some(location) = &other.location {
-        reply = reply.header("Location", location);
-    }
-    if let Some(retry_after) = &other.retry_after {
-        reply = reply.header("Retry-After", retry_after);
-    }
-    reply
 }
 
 /// A reply from the cache, which says how well it is known that it is the base's.

@@ -39,7 +39,7 @@ pub(crate) enum Answer {
 }
 
 /// A status of the base other than 200, and what belongs to it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Other {
     pub(crate) status: u16,
     pub(crate) location: Option<String>,

@@ -9,6 +9,7 @@ mod accept;
 mod care;
 mod carry;
 mod connection;
+mod errand;
 mod growth;
 mod inbox;
 mod pace;
@@ -19,7 +20,7 @@ mod socket;
 mod table;
 mod turn;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsFd as _;
 use std::panic::AssertUnwindSafe;
@@ -31,7 +32,8 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use nix::sys::inotify::{InitFlags, Inotify, WatchDescriptor};
 
 use self::carry::Carried;
-use self::connection::{Bytes, Connection};
+use self::connection::{Bytes, Connection, State};
+pub(crate) use self::errand::Errand;
 use self::inbox::{Answered, Message};
 pub(crate) use self::inbox::{Inbox, Transfer};
 pub(crate) use self::pace::{Caps, Paces};
@@ -66,7 +68,7 @@ pub(crate) struct Sender {
     /// Who may go on at once.
     turns: VecDeque<u64>,
     /// Who waits for what of which growing body.
-    watches: HashMap<WatchDescriptor, Vec<u64>>,
+    watches: HashMap<WatchDescriptor, HashSet<u64>>,
     /// Those of them that are looked at now and then, whatever is said.
     waiting: VecDeque<u64>,
     /// What threads carry out.
@@ -207,6 +209,10 @@ impl Sender {
         for message in self.inbox.take() {
             match message {
                 Message::Answer(number, answered) => self.answer(number, *answered),
+                Message::Await(number, awaiting) => self.step(number, |sender, connection| {
+                    connection.state = State::Awaiting(awaiting);
+                    sender.drive(connection, number)
+                }),
                 Message::Came(socket, entered) => self.let_in(socket, entered),
                 Message::Report(to) => {
                     let _ = to.send(self.report());

@@ -112,9 +112,11 @@ impl<'a> Source<'a> {
         self.growth.as_ref().is_none_or(|growth| growth.has(parts))
     }
 
-    /// The file that is written to whenever there is news of a growing body: for inotify.
-    pub(crate) fn news(&self) -> Option<&File> {
-        self.growth.as_ref().map(|growth| growth.progress.file())
+    /// The file that is written to whenever there is news of a growing body, for inotify, and the number of
+    /// bodies that were given up before: with another number it is another file.
+    pub(crate) fn news(&self) -> Option<(&File, u32)> {
+        let growth = self.growth.as_ref()?;
+        Some((growth.progress.file(), growth.past.bodies))
     }
 
     /// How often the body has changed: to be asked before `look`, for a wait that follows it.

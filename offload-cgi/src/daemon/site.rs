@@ -1,17 +1,18 @@
 //! One base that this daemon serves: its settings, what it needs to answer, and what it keeps open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, SystemTime};
 
+use super::lobby::Lobby;
 use crate::client::prefix;
 use crate::downloads::Downloads;
 use crate::exchange::{Exchange, Kept, Request};
 use crate::log;
 use crate::options::{DupeMode, Options};
 use crate::origin::Origin;
-use crate::sender::Caps;
+use crate::sender::{Caps, Errand};
 use crate::source::Source;
 use crate::store::{Store, Unusable};
 
@@ -46,6 +47,10 @@ pub(crate) struct Site {
     downloads: Option<&'static Downloads>,
     /// The open bodies; none where nobody asks for them any more.
     kept: RwLock<Option<HashMap<String, Arc<Kept>>>>,
+    /// Who waits to hear what the base says about which path.
+    pub(crate) lobby: Lobby<Box<Errand>>,
+    /// What the base is to be asked about although nobody waits for it.
+    renewing: Mutex<HashSet<String>>,
     /// Whole bodies that are on their way to somebody: who comes for one of them needs no descriptor of his own.
     read: Mutex<HashMap<String, Weak<Source<'static>>>>,
 }
@@ -90,6 +95,8 @@ impl Sites {
             downloads: self.downloads(options, store.is_some()),
             store,
             kept: RwLock::new(Some(HashMap::new())),
+            lobby: Lobby::default(),
+            renewing: Mutex::default(),
             read: Mutex::default(),
         }));
         all.push((words, site));
@@ -204,6 +211,26 @@ impl Site {
         source
     }
 
+    /// Asks the base about a file that was served although it should have been asked before, unless that is
+    /// on its way. `later` has it done by a thread that may wait.
+    pub(crate) fn renew(
+        &'static self,
+        request: Arc<Request>,
+        later: impl FnOnce(Box<dyn FnOnce() + Send>),
+    ) {
+        let path = request.path.as_str().to_owned();
+        let mut renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !renewing.insert(path) {
+            return;
+        }
+        drop(renewing);
+        later(Box::new(move || {
+            let begun = Renewal { site: self, path: request.path.as_str().to_owned() };
+            self.exchange().revalidate(&request);
+            drop(begun);
+        }));
+    }
+
     /// Whether there is anything to be closed some day.
     pub(crate) fn has_kept(&self) -> bool {
         let kept = self.kept.read().unwrap_or_else(PoisonError::into_inner);
@@ -227,6 +254,19 @@ impl Site {
         }
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         read.retain(|_, source| source.strong_count() > 0);
+    }
+}
+
+/// A file about which the base is being asked; over when it is dropped.
+struct Renewal {
+    site: &'static Site,
+    path: String,
+}
+
+impl Drop for Renewal {
+    fn drop(&mut self) {
+        let mut renewing = self.site.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        renewing.remove(&self.path);
     }
 }
 

@@ -71,7 +71,7 @@ impl Sender {
                 }
                 State::Reading => quiet >= self.plan.header_timeout,
                 State::Lingering => quiet >= LINGER,
-                State::Asked | State::Waiting(_) => false,
+                State::Asked | State::Awaiting(_) | State::Waiting(_) => false,
                 State::Sending(sending) => {
                     sending.pulse.measure(sending.sent, self.now);
                     let patience = sending

@@ -82,7 +82,7 @@ impl Sender {
         else {
             return Fate::Close;
         };
-        self.forget(&sending, number);
+        self.forget(sending.watch, number);
         if before >= MOST {
             self.common.note(&sending.visit, sending.site, sending.sent, false, self.now);
             if sending.in_head && sending.text_sent == 0 {

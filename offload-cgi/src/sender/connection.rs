@@ -1,5 +1,6 @@
 //! A connection: what it is doing, and what is still to go out on it.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use std::vec::IntoIter;
@@ -12,7 +13,7 @@ use super::socket::{Moved, Socket};
 use crate::body::{Body, Piece, Supply};
 use crate::daemon::{Entered, OpenBody, Visit};
 use crate::downloads::Place;
-use crate::exchange::Request;
+use crate::exchange::{Awaited, Request};
 use crate::failure::{Failure, Kind};
 use crate::head::Scan;
 use crate::http::Part;
@@ -51,6 +52,38 @@ pub(super) struct Connection {
     pub(super) entered: Option<Entered>,
 }
 
+impl State {
+    /// What more of a growing body is waited for.
+    pub(super) fn news(&self) -> Option<(&File, u32)> {
+        match self {
+            Self::Awaiting(awaiting) => awaiting.awaited.news(),
+            Self::Sending(sending) => match &sending.supply {
+                Bytes::Stored { source, .. } if sending.is_waiting => source.news(),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// What wakes it then.
+    pub(super) fn watch(&mut self) -> Option<&mut Option<Watch>> {
+        match self {
+            Self::Awaiting(awaiting) => Some(&mut awaiting.watch),
+            Self::Sending(sending) => Some(&mut sending.watch),
+            _ => None,
+        }
+    }
+
+    /// Whether more of a growing body is waited for.
+    pub(super) fn is_waiting(&self) -> bool {
+        match self {
+            Self::Awaiting(_) => true,
+            Self::Sending(sending) => sending.is_waiting,
+            _ => false,
+        }
+    }
+}
+
 impl Connection {
     pub(super) fn new(
         socket: Socket,
@@ -84,6 +117,8 @@ pub(super) enum State {
     Reading,
     /// An exchange is at work.
     Asked,
+    /// A growing body has the reply's first byte when that has come.
+    Awaiting(Box<Awaiting>),
     /// It waits until another download of the same client and file has ended.
     Waiting(Box<Waiting>),
     Sending(Box<Sending>),
@@ -95,6 +130,23 @@ pub(super) enum State {
 pub(super) struct Waiting {
     pub(super) ask: Ask,
     pub(super) until: Instant,
+}
+
+/// A request whose first byte is still to come.
+pub(super) struct Awaiting {
+    pub(super) ask: Ask,
+    pub(super) place: Option<Place<'static>>,
+    pub(super) awaited: Box<Awaited<'static>>,
+    /// How often the base had another version than it said.
+    pub(super) changes: u32,
+    pub(super) watch: Option<Watch>,
+}
+
+/// What wakes those who wait for a growing body, and how many bodies were given up before this one.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Watch {
+    pub(super) descriptor: WatchDescriptor,
+    pub(super) bodies: u32,
 }
 
 /// A request for a file of a site.
@@ -128,7 +180,7 @@ pub(super) struct Sending {
     /// So many bytes go out before the speed holds.
     pub(super) burst: u64,
     /// For who waits for a growing body: what wakes it, what it has seen, and when that changed last.
-    pub(super) watch: Option<WatchDescriptor>,
+    pub(super) watch: Option<Watch>,
     pub(super) changes: u32,
     pub(super) changed: Instant,
     pub(super) is_waiting: bool,
@@ -257,7 +309,7 @@ impl Sending {
                         return Err(Sent::Wait);
                     }
                     Err(failure)
-                        if failure.kind == Kind::NoRoom
+                        if failure.kind.is_of_cache()
                             && (part.first == 0 || source.record.validators.are_strong()) =>
                     {
                         return Err(Sent::Carry);

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::connection::Ask;
+use super::connection::{Ask, Awaiting};
 use super::socket::Socket;
 use crate::daemon::{Entered, Listener, Visit};
 use crate::downloads::Place;
@@ -27,6 +27,8 @@ pub(crate) struct Inbox {
 pub(super) enum Message {
     /// An exchange has the reply for the connection of this number.
     Answer(u64, Box<Answered>),
+    /// There is one for this connection as soon as there are bytes.
+    Await(u64, Box<Awaiting>),
     /// Another sender has accepted this connection, and has too many.
     Came(Socket, Option<Entered>),
     /// Somebody wants to know what is running.

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::connection::{Ask, Bytes, Connection, Sending, State, Waiting};
-use super::inbox::{Answered, Inbox, Message};
 use super::pulse::Pulse;
 use super::queue::Turn;
 use super::socket::Moved;
@@ -13,44 +12,9 @@ use crate::body::Supply;
 use crate::daemon::{Site, Step, Visit, client_of, has_end, read, write_head};
 use crate::downloads::Place;
 use crate::exchange::Request;
-use crate::failure::Kind;
 use crate::head::{BadHead, Head, Scan};
 use crate::options::DupeMode;
 use crate::reply::Reply;
-use crate::source::Source;
-
-/// A debt: whoever asked gets a reply, even if the exchange panics.
-struct Owed {
-    inbox: Arc<Inbox>,
-    number: u64,
-    ask: Option<Ask>,
-    place: Option<Place<'static>>,
-    body: Option<Arc<Source<'static>>>,
-}
-
-impl Owed {
-    fn pay(&mut self, reply: Reply<'static>) {
-        if let Some(ask) = self.ask.take() {
-            let (place, body) = (self.place.take(), self.body.take());
-            let answered = Answered { ask, reply, place, body };
-            // A sender that has ended has no connection that waits for it.
-            let _ = self.inbox.put(Message::Answer(self.number, Box::new(answered)));
-        }
-    }
-}
-
-impl Owed {
-    /// Nobody waits for it any more.
-    fn forget(&mut self) {
-        (self.ask, self.place) = (None, None);
-    }
-}
-
-impl Drop for Owed {
-    fn drop(&mut self) {
-        self.pay(Reply::page(500, "Something went wrong here; the error log says what."));
-    }
-}
 
 impl Sender {
     /// Receives until there is a head, and sees to it that it is answered. `None`: the connection goes on.
@@ -182,32 +146,7 @@ impl Sender {
             return self.reply(connection, ask.visit, ask.minor, ask.keep, reply);
         };
         let ask = Ask { body: Some(body), ..ask };
-        connection.state = State::Asked;
-        let (site, request) = (ask.site, Arc::clone(&ask.request));
-        let (inbox, socket, asked) =
-            (Arc::clone(&self.inbox), Arc::downgrade(&connection.socket), self.now);
-        self.common.pool.give(site.number, move || {
-            let mut owed = Owed { inbox, number, ask: Some(ask), place, body: None };
-            if socket.strong_count() == 0 {
-                return owed.forget();
-            }
-            let patience = site.options().timeout;
-            let mut reply = if asked.elapsed() >= patience.duration() {
-                let why = format!("no thread was free to ask the base for {patience}");
-                Reply::failed(&Kind::TimedOut.says(why))
-            } else {
-                site.exchange().answer(&request)
-            };
-            let (revalidate, hit) = (reply.revalidate, is_hit(&reply));
-            owed.body = share(site, &request, &mut reply);
-            if hit && !revalidate {
-                site.keep(&request);
-            }
-            owed.pay(reply);
-            if revalidate {
-                site.exchange().revalidate(&request);
-            }
-        });
+        self.give(connection, number, ask, place);
         Some(Fate::Keep)
     }
 
@@ -345,29 +284,4 @@ impl Sender {
             pulse: Pulse::new(self.now),
         }
     }
-}
-
-/// Takes a whole body out of a reply, or the same one that is open already.
-fn share(
-    site: &'static Site,
-    request: &Request,
-    reply: &mut Reply<'static>,
-) -> Option<Arc<Source<'static>>> {
-    match std::mem::replace(&mut reply.body.supply, Supply::None) {
-        Supply::Stored { source, .. } if source.is_whole() => {
-            Some(site.share(request.path.as_str(), Arc::new(*source)))
-        }
-        other => {
-            reply.body.supply = other;
-            None
-        }
-    }
-}
-
-/// Whether all that is asked for was in the cache.
-fn is_hit(reply: &Reply<'_>) -> bool {
-    reply
-        .headers
-        .iter()
-        .any(|(name, value)| *name == "Cache-Status" && value.starts_with("offload; hit"))
 }

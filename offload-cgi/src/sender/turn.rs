@@ -36,6 +36,10 @@ impl Sender {
                 State::Reading => self.read(connection, number),
                 State::Asked | State::Waiting(_) if connection.broken => return Fate::Close,
                 State::Asked | State::Waiting(_) => return Fate::Keep,
+                State::Awaiting(_) if connection.broken => {
+                    return self.finish(connection, number, false);
+                }
+                State::Awaiting(_) => self.see(connection, number),
                 State::Lingering => return self.linger(connection),
                 State::Sending(_) if connection.broken => {
                     return self.finish(connection, number, false);
@@ -107,26 +111,12 @@ impl Sender {
                 Some(Fate::Keep)
             }
             Sent::Wait => {
-                if !std::mem::replace(&mut connection.listed, true) {
-                    self.waiting.push_back(number);
-                }
-                let mut watched = false;
-                if sending.watch.is_none() {
-                    sending.watch = super::growth::watch(&self.news, sending);
-                    if let Some(watch) = sending.watch {
-                        self.watches.entry(watch).or_default().push(number);
-                        // What came before the watch was there.
-                        watched = true;
-                    }
-                }
                 let (patience, quiet) = (
                     sending.site.map_or(ROUND, |site| site.options().timeout.duration()),
                     self.now.saturating_duration_since(sending.changed),
                 );
                 if quiet < patience {
-                    if watched {
-                        self.again(connection, number);
-                    }
+                    self.wait(connection, number);
                     return Some(Fate::Keep);
                 }
                 self.common.journal.tell(&format!(
@@ -159,15 +149,18 @@ impl Sender {
 
     /// A reply is over: notes it, and gives back what it held.
     pub(super) fn finish(&mut self, connection: &mut Connection, number: u64, whole: bool) -> Fate {
-        if let State::Sending(sending) = std::mem::replace(&mut connection.state, State::Reading) {
-            self.forget(&sending, number);
-            self.common.note(&sending.visit, sending.site, sending.sent, whole, self.now);
-            connection.sent_before = connection.sent_before.saturating_add(sending.sent);
-            let counted = sending.place.is_some();
-            drop(sending);
-            if counted && !self.queue.is_empty() {
-                self.ask_queue();
+        let (watch, counted) = match std::mem::replace(&mut connection.state, State::Reading) {
+            State::Sending(sending) => {
+                self.common.note(&sending.visit, sending.site, sending.sent, whole, self.now);
+                connection.sent_before = connection.sent_before.saturating_add(sending.sent);
+                (sending.watch, sending.place.is_some())
             }
+            State::Awaiting(awaiting) => (awaiting.watch, awaiting.place.is_some()),
+            _ => return Fate::Close,
+        };
+        self.forget(watch, number);
+        if counted && !self.queue.is_empty() {
+            self.ask_queue();
         }
         Fate::Close
     }

@@ -51,6 +51,8 @@ pub(super) struct Past {
     not_before: Option<Instant>,
     /// The stretch that is to be filled when there is a slot for it.
     queued: Option<Queued>,
+    /// How many bodies were given up under it.
+    pub(super) bodies: u32,
     /// Since when nothing has come while the client waited, and how often bytes had come by then.
     waiting: Option<(Instant, u32)>,
 }
@@ -105,9 +107,9 @@ impl Growth<'_> {
         if count == 0 {
             return None;
         }
-        let Past { known, begun, has_filled, .. } = self.past;
+        let Past { known, begun, has_filled, bodies, .. } = self.past;
         // What was queued is not any more: somebody else has fetched it.
-        self.past = Past { begun, has_filled, ..Past::new(known) };
+        self.past = Past { begun, has_filled, bodies, ..Past::new(known) };
         Some(Look::Bytes(count))
     }
 
@@ -256,7 +258,7 @@ impl Growth<'_> {
     /// Goes on where another reader, whose body was given up, has got to.
     pub(super) fn inherit(&mut self, past: Past) {
         let waiting = past.waiting.map(|(since, _)| (since, self.progress.arrivals()));
-        self.past = Past { waiting, ..past };
+        self.past = Past { waiting, bodies: past.bodies.saturating_add(1), ..past };
     }
 
     /// How long to wait now.

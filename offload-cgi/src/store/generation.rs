@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 pub(crate) use self::ending::{Flush, Unkept};
@@ -283,6 +284,11 @@ fn sound<T>(found: Result<Option<T>, Flaw>) -> io::Result<Option<T>> {
 
 /// Which boot of the machine this is.
 fn boot() -> io::Result<[u32; 4]> {
+    // A process does not outlive it.
+    static KNOWN: OnceLock<[u32; 4]> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(*known);
+    }
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let word = |at: usize| {
@@ -290,7 +296,7 @@ fn boot() -> io::Result<[u32; 4]> {
         u32::from_str_radix(digits, 16).ok()
     };
     match (word(0), word(1), word(2), word(3)) {
-        (Some(a), Some(b), Some(c), Some(d)) => Ok([a, b, c, d]),
+        (Some(a), Some(b), Some(c), Some(d)) => Ok(*KNOWN.get_or_init(|| [a, b, c, d])),
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }

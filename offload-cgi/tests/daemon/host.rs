@@ -93,7 +93,12 @@ fn last_address(line: &str) -> Option<SocketAddr> {
 impl Daemon {
     /// Learns where it is.
     fn learn(&mut self) {
-        let serves = self.wait_for_line("serves on ");
+        let serves = eventually("it serves", || {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the daemon ended with {status}: {:?}", self.lines());
+            }
+            self.lines().into_iter().find(|line| line.contains("serves on "))
+        });
         self.address = last_address(&serves).unwrap_or(self.address);
         if fs::read_to_string(self.path("offload.conf")).unwrap().contains("admin") {
             self.admin = last_address(&self.wait_for_line("admin on "));

@@ -19,6 +19,7 @@ mod many;
 mod serving;
 mod soak;
 mod speed;
+mod waiting;
 #[path = "../cgi/world.rs"]
 mod world;
 
