@@ -78,6 +78,8 @@ pub(crate) struct Scan {
     start: usize,
     /// What has been looked at.
     seen: usize,
+    /// Whether the first line has ended.
+    has_line: bool,
 }
 
 impl Scan {
@@ -92,25 +94,24 @@ impl Scan {
         }
         self.seen = self.seen.max(self.start);
         while let Some(&byte) = bytes.get(self.seen) {
-            let line = &bytes[self.start..self.seen];
-            let after_cr = line.last() == Some(&b'\r');
+            let before = &bytes[self.start..self.seen];
+            let after_cr = before.last() == Some(&b'\r');
             match byte {
                 0 => return Err(BadHead::Malformed("there is a NUL in it")),
                 b'\n' if !after_cr => {
                     return Err(BadHead::Malformed("a line does not end with CR LF"));
                 }
-                b'\n' if line.ends_with(b"\r\n\r") => {
+                b'\n' if before.ends_with(b"\r\n\r") => {
                     let end = self.seen + 1;
                     return Head::parse(&bytes[self.start..end]).map(|head| Some((head, end)));
                 }
-                b'\n' => {}
+                b'\n' => self.has_line = true,
                 _ if after_cr => return Err(BadHead::Malformed("there is a CR within a line")),
-                _ => {}
+                b'\r' => {}
+                _ => self.seen += ordinary(&bytes[self.seen + 1..]),
             }
             self.seen += 1;
-            if self.seen - self.start == LONGEST_LINE
-                && !bytes[self.start..self.seen].contains(&b'\n')
-            {
+            if !self.has_line && self.seen - self.start >= LONGEST_LINE {
                 return Err(BadHead::LongLine);
             }
             if self.seen >= LONGEST {
@@ -119,6 +120,11 @@ impl Scan {
         }
         Ok(None)
     }
+}
+
+/// How many bytes there are before the first that means something to the scan: nearly all are such.
+fn ordinary(bytes: &[u8]) -> usize {
+    bytes.iter().position(|byte| matches!(byte, 0 | b'\n' | b'\r')).unwrap_or(bytes.len())
 }
 
 impl Head {
