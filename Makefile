@@ -46,15 +46,11 @@ check: setup ## Format, lints and documentation, warnings refused
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 	$(CARGO) clippy -p mod_offload --features fault-injection -- -D warnings
-	$(CARGO) clippy -p offload-cgi --features browser --tests -- -D warnings
 	RUSTDOCFLAGS='-D warnings -A rustdoc::private_intra_doc_links' $(CARGO) doc --workspace --no-deps --document-private-items
 
 test: faulty build ## Everything: units, properties, black box on real httpd (event, worker, prefork)
+	@$(MAKE) --no-print-directory setup PACKAGES=chromium
 	$(CARGO) test --workspace --no-fail-fast
-
-test-browser: PACKAGES += chromium
-test-browser: setup ## Chromium plays, seeks and downloads through the daemon
-	$(CARGO) test -p offload-cgi --features browser --test daemon browser
 
 loom: ## The ledger's steps, in every order that threads may take them
 	RUSTFLAGS='--cfg loom' $(CARGO) test --release --target-dir $(TARGET)/loom -p offload-core --lib ledger
@@ -112,4 +108,4 @@ install: build ## Install the module where apxs says, and offload-cgi into CGIDI
 clean: ## Remove everything that was built
 	$(CARGO) clean
 
-.PHONY: help setup build faulty demo check test test-browser loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle bench-daemon readme install clean
+.PHONY: help setup build faulty demo check test loom soak soak-limits soak-store fuzz bench bench-redirect bench-limits bench-store bench-throttle bench-daemon readme install clean

@@ -7,7 +7,6 @@
 #[allow(dead_code)] // The tests of the CGI need more of it.
 mod base;
 mod beginning;
-#[cfg(feature = "browser")] // It needs Chromium: `make test-browser`.
 mod browser;
 mod clients;
 mod framing;
