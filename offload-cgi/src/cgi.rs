@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::ffi::OsStrExt as _;
@@ -294,9 +294,9 @@ fn write(reply: Reply<'_>, silent: bool, sent: &AtomicU64) -> Result<(), Cut> {
     // Not std's stdout: its buffer looks for the ends of lines.
     let out = io::stdout().as_fd().try_clone_to_owned().map_err(Cut::Client)?;
     let mut out = File::from(out);
-    out.write_all(reply.head().as_bytes()).map_err(Cut::Client)?;
+    let head = reply.head().into_bytes();
     let body = if silent { Body::default() } else { reply.body };
-    body.send(&mut out, sent)
+    body.send(head, &mut out, sent)
 }
 
 #[cfg(test)]

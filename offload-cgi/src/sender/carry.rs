@@ -1,6 +1,5 @@
 //! Replies that need a thread: what the base sends past the cache can only be read by who waits for it.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -109,10 +108,10 @@ impl Sender {
             (rest.visit, rest.site, (rest.place, rest.body, rest.paced, entered));
         let work = move || {
             let common = Arc::clone(&carrier.0);
-            let result = socket.blocking(patience).map_err(Cut::Client).and_then(|mut out| {
-                out.write_all(&text).map_err(Cut::Client)?;
-                body.send(&mut out, &sent)
-            });
+            let result = socket
+                .blocking(patience)
+                .map_err(Cut::Client)
+                .and_then(|mut out| body.send(text, &mut out, &sent));
             let sent = sent.load(Ordering::Relaxed);
             if let Err(Cut::Source(failure)) = &result {
                 common.journal.tell(&format!(
