@@ -25,6 +25,8 @@ pub(crate) struct Source<'a> {
     growth: Option<Growth<'a>>,
     /// The generation of a whole body of the cache, and when it was opened.
     whole: Option<(Generation, Instant)>,
+    /// Why no other body has taken the place of one that was given up: nothing more is read from that.
+    lost: Option<Failure>,
 }
 
 /// What a look at a body finds.
@@ -65,14 +67,14 @@ impl<'a> Source<'a> {
                     past: Past::new(known),
                 };
                 growth.finish();
-                Self { record, file, growth: Some(growth), whole: None }
+                Self { record, file, growth: Some(growth), whole: None, lost: None }
             }
         })
     }
 
     /// A whole body.
     pub(crate) fn whole(file: File, record: Representation) -> Self {
-        Self { record, file, growth: None, whole: None }
+        Self { record, file, growth: None, whole: None, lost: None }
     }
 
     /// The same; it belongs to a generation of the cache.
@@ -130,6 +132,9 @@ impl<'a> Source<'a> {
     /// # Errors
     /// Why they will not come.
     pub(crate) fn look(&mut self, offset: u64) -> Result<Look, Failure> {
+        if let Some(failure) = &self.lost {
+            return Err(failure.clone());
+        }
         let Some(growth) = &mut self.growth else {
             return Ok(Look::Bytes(self.record.length.saturating_sub(offset)));
         };
@@ -198,7 +203,8 @@ impl<'a> Source<'a> {
         let Growth { options, generation, path, wanted, past, locks, .. } = old;
         // Else this reader would keep himself from setting it up anew.
         drop(locks);
-        *self = Self::open(options, generation, &self.record, &path, &wanted)?;
+        *self = Self::open(options, generation, &self.record, &path, &wanted)
+            .inspect_err(|failure| self.lost = Some(failure.clone()))?;
         if let Some(growth) = &mut self.growth {
             growth.inherit(past);
         }
