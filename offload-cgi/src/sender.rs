@@ -213,6 +213,7 @@ impl Sender {
                     connection.state = State::Awaiting(awaiting);
                     sender.drive(connection, number)
                 }),
+                Message::Turn => self.ask_queue(),
                 Message::Came(socket, entered) => self.let_in(socket, entered),
                 Message::Report(to) => {
                     let _ = to.send(self.report());

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,6 +22,8 @@ pub(crate) struct Inbox {
     bell: EventFd,
     /// How many connections it has, about.
     load: AtomicUsize,
+    /// Whether some of them wait for their turn to download.
+    has_queue: AtomicBool,
 }
 
 pub(super) enum Message {
@@ -29,6 +31,8 @@ pub(super) enum Message {
     Answer(u64, Box<Answered>),
     /// There is one for this connection as soon as there are bytes.
     Await(u64, Box<Awaiting>),
+    /// A place for a download has come back.
+    Turn,
     /// Another sender has accepted this connection, and has too many.
     Came(Socket, Option<Entered>),
     /// Somebody wants to know what is running.
@@ -59,7 +63,12 @@ pub(crate) struct Transfer {
 impl Inbox {
     pub(super) fn new() -> io::Result<Self> {
         let bell = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-        Ok(Self { messages: Mutex::new(Some(Vec::new())), bell, load: AtomicUsize::new(0) })
+        Ok(Self {
+            messages: Mutex::new(Some(Vec::new())),
+            bell,
+            load: AtomicUsize::new(0),
+            has_queue: AtomicBool::new(false),
+        })
     }
 
     pub(super) fn bell(&self) -> BorrowedFd<'_> {
@@ -100,6 +109,20 @@ impl Inbox {
 
     pub(super) fn set_load(&self, load: usize) {
         self.load.store(load, Ordering::Relaxed);
+    }
+
+    /// Says whether some of its connections wait for their turn. Whoever gives a place back after that sees it.
+    pub(super) fn set_queue(&self, has_queue: bool) {
+        self.has_queue.store(has_queue, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    /// A download's place has been given back: somebody's turn may have come.
+    pub(super) fn tell_queue(&self) {
+        fence(Ordering::SeqCst);
+        if self.has_queue.load(Ordering::SeqCst) {
+            let _ = self.put(Message::Turn);
+        }
     }
 
     /// Has the running downloads sent to somebody.

@@ -119,13 +119,12 @@ impl Sender {
     ) -> Option<Fate> {
         let place = match self.turn_of(&ask) {
             Turn::Now(place) => place,
-            Turn::Later => {
-                let until = self.now + ask.site.options().timeout.duration();
+            Turn::Later(patience) => {
+                let until = self.now + patience;
                 connection.state = State::Waiting(Box::new(Waiting { ask, until }));
                 self.queue.push(number);
                 return Some(Fate::Keep);
             }
-            Turn::Never => return self.too_many(connection, ask),
         };
         if let Some(kept) = ask.site.kept(ask.request.path.as_str(), SystemTime::now()) {
             let reply = ask.site.exchange().answer_with(&ask.request, &kept);

@@ -159,8 +159,8 @@ impl Sender {
             _ => return Fate::Close,
         };
         self.forget(watch, number);
-        if counted && !self.queue.is_empty() {
-            self.ask_queue();
+        if counted {
+            self.common.senders().iter().for_each(|sender| sender.tell_queue());
         }
         Fate::Close
     }
