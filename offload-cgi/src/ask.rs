@@ -156,7 +156,11 @@ impl Asker<'_> {
         result.map(Some)
     }
 
-    fn ask_alone(&self) -> Result<Known, Failure> {
+    /// The same, whoever else asks.
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub(crate) fn ask_alone(&self) -> Result<Known, Failure> {
         let checked = SystemTime::now();
         let is_known = || self.object.current().is_some();
         let breaker = Breaker::of(self.store, &self.options.base.to_string());

@@ -103,6 +103,16 @@ impl<'a> Exchange<'a> {
         known.map_or_else(|| asker.ask(now), |found| Ok(Known::File(found)))
     }
 
+    /// What the base says about a file of which others cannot be told.
+    ///
+    /// # Errors
+    /// As `Asker::ask`.
+    pub(crate) fn check_alone(&self, request: &Request) -> Result<Known, Failure> {
+        let Some(store) = self.store else { return self.check(request, 0) };
+        let object = store.object(&self.options.base, request.path.as_str());
+        self.asker(store, &object, request).ask_alone()
+    }
+
     /// What follows from what is known, as far as that needs the base no more. `None`: see `settle`.
     pub(crate) fn proceed(
         &self,

@@ -38,20 +38,19 @@ struct State {
 }
 
 impl Pool {
-    /// Starts so many threads, at least one.
+    /// Starts so many threads that may wait for bases, at least one, and some that never do.
     ///
     /// # Errors
     /// When the kernel gives none.
     pub(crate) fn start(threads: usize) -> std::io::Result<Self> {
         let threads = threads.max(1);
-        let most = threads - threads / 4;
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             come: Condvar::new(),
-            most,
-            most_of_one: most - most / 4,
+            most: threads,
+            most_of_one: threads - threads / 4,
         });
-        for _ in 0..threads {
+        for _ in 0..threads + (threads / 4).max(1) {
             let shared = Arc::clone(&shared);
             let builder = thread::Builder::new().name("exchange".into()).stack_size(STACK);
             builder.spawn(move || shared.work())?;

@@ -153,6 +153,11 @@ impl Site {
         &self.settings.options
     }
 
+    /// Whether there is a cache.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.store.is_some()
+    }
+
     /// The table that counts the connections of a client for a file, if they are counted.
     pub(crate) fn downloads(&self) -> Option<&'static Downloads> {
         self.downloads

@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use super::{Exchange, Outcome, Request, hit, missed};
-use crate::ask::Found;
+use crate::ask::{Certainty, Found};
 use crate::failure::Failure;
 use crate::http::Part;
 use crate::reply::Reply;
@@ -61,6 +61,11 @@ impl<'a> Exchange<'a> {
 }
 
 impl Awaited<'_> {
+    /// Whether the base should have been asked about it before.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.found.certainty == Certainty::Stale
+    }
+
     /// Looks whether the byte has come. Never waits.
     ///
     /// # Errors

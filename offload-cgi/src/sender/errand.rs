@@ -91,8 +91,14 @@ impl Sender {
     ) {
         let Awaiting { ask, place, awaited, changes, .. } = awaiting;
         let site = ask.site.number;
+        let asks = failure.kind == Kind::Changed || failure.kind.is_of_cache();
         let errand = self.errand(connection, number, ask, place, changes);
-        self.common.pool.ask(site, move || errand.resume(*awaited, &failure));
+        let resume = move || errand.resume(*awaited, &failure);
+        if asks {
+            self.common.pool.ask(site, resume);
+        } else {
+            self.common.pool.give(resume);
+        }
     }
 
     fn errand(
@@ -119,11 +125,12 @@ impl Sender {
 impl Errand {
     /// What the cache can answer by itself, it answers.
     fn begin(mut self: Box<Self>) {
-        if self.is_over() {
+        if self.is_forgotten() {
             return;
         }
         match self.site.exchange().recall(&self.request) {
             Some(outcome) => self.end(outcome),
+            None if self.is_over() => {}
             None => self.ask(),
         }
     }
@@ -131,6 +138,11 @@ impl Errand {
     /// Has the base asked, unless it is being asked about this file: then what it says is waited for.
     fn ask(self: Box<Self>) {
         let site = self.site;
+        if !site.is_stored() {
+            // What comes of it is for who has asked.
+            let common = Arc::clone(&self.common);
+            return common.pool.ask(site.number, move || self.ask_alone());
+        }
         let request = Arc::clone(&self.request);
         if let Some((errand, herald)) = site.lobby.enter(request.path.as_str(), self) {
             let common = Arc::clone(&errand.common);
@@ -149,6 +161,9 @@ impl Errand {
     }
 
     fn settle(mut self: Box<Self>, known: Result<Known, Failure>) {
+        if self.is_forgotten() {
+            return;
+        }
         let exchange = self.site.exchange();
         let outcome = exchange.settle(&self.request, known, &mut self.changes);
         self.go_on(outcome);
@@ -179,7 +194,7 @@ impl Errand {
         let patience = self.site.options().timeout;
         let late = self.asked.elapsed() >= patience.duration();
         if late {
-            let why = format!("no thread was free to ask the base for {patience}");
+            let why = format!("the base, or a thread to ask it, was not there for {patience}");
             self.owed.pay(Reply::failed(&Kind::TimedOut.says(why)), None);
         }
         late
@@ -196,7 +211,14 @@ impl Errand {
     fn end(mut self, outcome: Outcome<'static>) {
         let mut reply = match outcome {
             Outcome::Reply(reply) => reply,
-            Outcome::Awaits(awaited) => return self.owed.promise(awaited, self.changes),
+            Outcome::Awaits(awaited) => {
+                let is_stale = awaited.is_stale();
+                self.owed.promise(awaited, self.changes);
+                if is_stale {
+                    self.renew();
+                }
+                return;
+            }
         };
         let (revalidate, hit) = (reply.revalidate, is_hit(&reply));
         let body = share(self.site, &self.request, &mut reply);
@@ -205,9 +227,13 @@ impl Errand {
         }
         self.owed.pay(reply, body);
         if revalidate {
-            let (pool, site) = (&self.common.pool, self.site);
-            site.renew(Arc::clone(&self.request), |work| pool.ask(site.number, work));
+            self.renew();
         }
+    }
+
+    fn renew(&self) {
+        let (pool, site) = (&self.common.pool, self.site);
+        site.renew(Arc::clone(&self.request), |work| pool.ask(site.number, work));
     }
 }
 
@@ -221,7 +247,12 @@ impl Visitor for Box<Errand> {
 
 impl Errand {
     fn hear_out(mut self: Box<Self>, news: News) {
-        if self.is_forgotten() {
+        // Who has nobody asking for him is not to wait for each of the others in turn.
+        let is_over = match &news {
+            News::None => self.is_over(),
+            _ => self.is_forgotten(),
+        };
+        if is_over {
             return;
         }
         let (common, site) = (Arc::clone(&self.common), self.site.number);
@@ -242,7 +273,7 @@ impl Errand {
         if self.is_over() {
             return;
         }
-        let known = self.site.exchange().check(&self.request, self.changes);
+        let known = self.site.exchange().check_alone(&self.request);
         self.settle(known);
     }
 }

@@ -1,8 +1,9 @@
 //! Who waits for more of a growing body, or for its first byte: inotify says when there is some.
 
+use std::collections::HashMap;
 use std::os::fd::AsRawFd as _;
 
-use nix::sys::inotify::AddWatchFlags;
+use nix::sys::inotify::{AddWatchFlags, WatchDescriptor};
 
 use super::connection::{Awaiting, Bytes, Connection, State, Watch};
 use super::errand::share;
@@ -49,7 +50,11 @@ impl Sender {
         if !std::mem::replace(&mut connection.listed, true) {
             self.waiting.push_back(number);
         }
-        let Some((file, bodies)) = connection.state.news() else { return };
+        let Some((file, bodies)) = connection.state.news() else {
+            // It has become whole at this very look.
+            self.again(connection, number);
+            return;
+        };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         let old = connection.state.watch().and_then(|watch| *watch);
         if old.is_some_and(|watch| watch.bodies == bodies) {
@@ -98,21 +103,27 @@ impl Sender {
 
     /// There is news of growing bodies.
     pub(super) fn hear(&mut self) {
-        let mut numbers: Vec<u64> = Vec::new();
+        // Whether more has come, of each body: that somebody has closed it need not mean more than that a reader
+        // has gone, and then one look is enough.
+        let mut heard: HashMap<WatchDescriptor, bool> = HashMap::new();
         while let Ok(events) = self.news.read_events() {
             if events.is_empty() {
                 break;
             }
             for event in events {
                 if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
-                    numbers.extend(self.watches.values().flatten());
-                } else if let Some(waiting) = self.watches.get(&event.wd) {
-                    numbers.extend(waiting);
+                    heard.extend(self.watches.keys().map(|descriptor| (*descriptor, true)));
+                } else {
+                    *heard.entry(event.wd).or_default() |=
+                        event.mask.contains(AddWatchFlags::IN_MODIFY);
                 }
             }
         }
-        numbers.sort_unstable();
-        numbers.dedup();
+        let mut numbers: Vec<u64> = Vec::new();
+        for (descriptor, is_news) in heard {
+            let waiting = self.watches.get(&descriptor).into_iter().flatten();
+            numbers.extend(waiting.take(if is_news { usize::MAX } else { 1 }));
+        }
         for number in numbers {
             if self.table.get(number).is_some_and(|connection| connection.state.is_waiting()) {
                 self.turn(number);
