@@ -16,7 +16,7 @@ use offload_core::admission;
 use offload_core::choke::{Overflow, Sharers};
 use offload_core::directive::Layer;
 use offload_core::ledger::Taken;
-use offload_core::rate::Terms;
+use offload_core::rate::{BURST_END, Terms};
 use offload_core::transfers::{Manner, Shared, Shares};
 use offload_core::units::Bytes;
 use offload_core::verdict;
@@ -30,7 +30,7 @@ use crate::ffi::server::{Journal, Server};
 use crate::ffi::socket::Socket;
 use crate::hooks::Answer;
 use crate::lease::Lease;
-use crate::pacer::{self, Begin, PACER, Pacer, Summary, Switch};
+use crate::pacer::{self, Begin, PACER, Pacer, Phase, Summary, Switch};
 use crate::spool::Spool;
 
 /// More than this, in memory, and httpd makes a worker wait (FlushMaxThreshold, core_filters.c).
@@ -66,12 +66,34 @@ pub(crate) struct Response {
 enum Stage {
     /// Nothing has been sent.
     New,
-    /// So many bytes go at full speed yet.
+    /// So many bytes go at full speed yet, and then the burst's last ones.
     Burst(u64),
+    /// So many of these are left.
+    BurstEnd(u64),
     /// The switch is in the stream.
     Throttled,
     /// It goes as it goes.
     Free,
+}
+
+impl Stage {
+    /// How a response begins of which so many bytes go at full speed.
+    fn with_burst(bytes: u64) -> Self {
+        match bytes.checked_sub(BURST_END) {
+            _ if bytes == 0 => Self::Throttled,
+            None | Some(0) => Self::BurstEnd(bytes),
+            Some(before) => Self::Burst(before),
+        }
+    }
+
+    fn phase(self) -> Phase {
+        match self {
+            Self::New | Self::Free => Phase::Free,
+            Self::Burst(_) => Phase::Burst,
+            Self::BurstEnd(_) => Phase::BurstEnd,
+            Self::Throttled => Phase::Throttled,
+        }
+    }
 }
 
 /// The request is about to be answered: puts the filter into its way, if its section throttles, or if its
@@ -220,10 +242,7 @@ impl Response {
         let policy = request.policy();
         let is_throttled = self.is_throttled.get() && policy.is_some();
         let (Some(policy), true) = (policy, is_throttled) else {
-            self.stage.set(Stage::Free);
-            if !request.is_stream() {
-                brigade.put_switch(Switch::Off(self.socket.cookie()));
-            }
+            self.go_on(Stage::Free, request, brigade);
             return;
         };
         let (terms, has_rate) = (self.terms.get(), self.has_rate());
@@ -256,31 +275,25 @@ impl Response {
                 is_stream: request.is_stream(),
             },
         );
-        self.stage.set(match terms.burst.count() {
-            _ if !has_rate => Stage::Free,
-            0 => Stage::Throttled,
-            burst => Stage::Burst(burst),
-        });
-        if (!has_rate || terms.burst.count() > 0) && !request.is_stream() {
-            // What held for the response before this one.
-            brigade.put_switch(Switch::Off(self.socket.cookie()));
-        }
-        if self.stage.get() == Stage::Throttled {
-            self.switch_on(request, brigade);
-        }
+        let burst = terms.burst.count();
+        let stage = if has_rate { Stage::with_burst(burst) } else { Stage::Free };
+        self.go_on(stage, request, brigade);
         if has_rate && (request.is_stream() || manner == Manner::Slept) {
             self.hold_or_lift(request);
         }
     }
 
-    /// From the brigade's beginning on the response is throttled.
-    fn switch_on(&self, request: Request<'_>, brigade: Brigade<'_>) {
-        self.stage.set(Stage::Throttled);
-        if request.is_stream() {
-            // A stream's data takes another way than its switches would.
-            Switch::On(self.socket.cookie()).throw();
-        } else {
-            brigade.put_switch(Switch::On(self.socket.cookie()));
+    /// The brigade's beginning is where this stage begins, and what held before it ends, of the response
+    /// before this one too.
+    fn go_on(&self, stage: Stage, request: Request<'_>, brigade: Brigade<'_>) {
+        self.stage.set(stage);
+        let switch = Switch::To(stage.phase(), self.socket.cookie());
+        if !request.is_stream() {
+            brigade.put_switch(switch);
+        } else if stage == Stage::Throttled {
+            // A stream's data takes another way than its switches would. The rest of its connection's streams
+            // may be throttled still.
+            switch.throw();
         }
     }
 

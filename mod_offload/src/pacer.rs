@@ -20,12 +20,12 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use offload_core::division::divide;
 use offload_core::ledger::Identity;
-use offload_core::rate::{BURST_QUEUE, Meter, Terms};
+use offload_core::rate::{Meter, Terms};
 use offload_core::transfers::{Manner, Row, Shares, Transfers};
 use offload_core::units::{Bytes, Rate};
 
-pub(crate) use self::line::Summary;
 use self::line::{GLANCE, Leaving, Line, News};
+pub(crate) use self::line::{Phase, Summary};
 use crate::ffi::socket::Socket;
 use crate::process;
 
@@ -67,10 +67,8 @@ pub(crate) struct Begin {
 /// What a connection's socket is told when the data has come so far.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Switch {
-    /// The burst is over: from here on it is throttled. The number is the socket's.
-    On(u64),
-    /// What was throttled is over.
-    Off(u64),
+    /// Another phase begins. The number is the socket's.
+    To(Phase, u64),
     /// A place in the stream, and no more.
     Nothing,
 }
@@ -79,8 +77,7 @@ impl Switch {
     /// Everything before it has been given to the kernel, or the connection is gone.
     pub(crate) fn throw(self) {
         match self {
-            Self::On(line) => PACER.set_on(line, true),
-            Self::Off(line) => PACER.set_on(line, false),
+            Self::To(phase, line) => PACER.set_phase(line, phase),
             Self::Nothing => {}
         }
     }
@@ -163,7 +160,6 @@ impl Pacer {
                 table.set_shares(row, line.shares);
             }
         }
-        line.has_burst = response.terms.burst.count() > 0;
         let is_shared = line.shares != Shares::default();
         let is_awaited = is_shared || lines.len() == 1;
         self.count.store(lines.len(), Ordering::Relaxed);
@@ -175,17 +171,13 @@ impl Pacer {
         }
     }
 
-    fn set_on(&self, line: u64, is_on: bool) {
+    fn set_phase(&self, line: u64, phase: Phase) {
         if self.is_over() {
             return;
         }
         if let Some(line) = self.lines().get_mut(&line).filter(|line| line.closed.is_none()) {
-            line.is_on = is_on;
+            line.phase = phase;
             line.apply();
-            line.has_burst &= !is_on && line.running > 0;
-            if line.has_burst {
-                line.socket.set_queue_limit(BURST_QUEUE);
-            }
         }
     }
 

@@ -376,6 +376,18 @@ impl Raw {
         Ok(bytes)
     }
 
+    /// How many bytes have come and were not read, of at most 1 MB; waits for the first one.
+    pub fn waiting(&mut self) -> usize {
+        let mut bytes = vec![0; 1 << 20];
+        let buffered = self.reader.buffer().len();
+        buffered + self.reader.get_ref().peek(&mut bytes).unwrap()
+    }
+
+    /// Takes in no more than this before it reads, from now on.
+    pub fn shrink_buffer(&mut self, bytes: usize) {
+        setsockopt(self.reader.get_ref(), sockopt::RcvBuf, &bytes).unwrap();
+    }
+
     /// Tells the other side that nothing more will be sent.
     pub fn say_no_more(&mut self) {
         self.reader.get_ref().shutdown(Shutdown::Write).unwrap();

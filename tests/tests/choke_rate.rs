@@ -189,6 +189,50 @@ fn the_burst_of_a_slow_client_is_not_cut_short() {
     }
 }
 
+/// A client may stop reading for a moment just when the burst ends. What waits for it unsent in the kernel's
+/// queue then is paced: no more than 64 KB of the burst, for at this rate they take 16 seconds.
+fn the_burst_is_whole_for_who_stalls_at_its_end(mpm: Mpm) {
+    const LAST: usize = 64 << 10;
+    let text = "ChokeRate 4K\nChokeBurst 2M\nChokeBurstEnv BURST\nSetEnvIf Burst (.+) BURST=$1";
+    let site = Site::start(mpm, 3 << 20, text);
+    let client = Client::of(&site.server).buffer(256 << 10);
+    let stall = |path: &str, client: &Client<'_>| {
+        let mut raw = client.hold(path).raw;
+        thread::sleep(Duration::from_millis(500));
+        let window = raw.waiting();
+        (raw, window)
+    };
+    let (_, window) = stall("/data", &client);
+    thread::scope(|scope| {
+        // Windows are not all alike: some of these bursts end when there is no room in the queue for more.
+        for unsent in (0..16).map(|step| LAST + step * (4 << 10)) {
+            let (stall, client) = (&stall, &client);
+            let path = if unsent % (8 << 10) == 0 { "/data" } else { "/proxy/data" };
+            scope.spawn(move || {
+                let burst = window + unsent;
+                let client = client.clone().field(&format!("Burst: {burst}"));
+                let (mut raw, _) = stall(path, &client);
+                // It goes on in small steps: on so short a way the kernel would send 64 KB before it paces.
+                raw.shrink_buffer(4 << 10);
+                let start = Instant::now();
+                raw.read_exactly(burst - LAST).unwrap();
+                let seconds = start.elapsed().as_secs_f64();
+                assert!(seconds < 2.0, "{path}: {seconds} s for a burst of {burst} bytes");
+            });
+        }
+    });
+}
+
+#[test]
+fn the_burst_is_whole_for_who_stalls_at_its_end_with_event() {
+    the_burst_is_whole_for_who_stalls_at_its_end(Mpm::Event);
+}
+
+#[test]
+fn the_burst_is_whole_for_who_stalls_at_its_end_with_prefork() {
+    the_burst_is_whole_for_who_stalls_at_its_end(Mpm::Prefork);
+}
+
 /// All streams of a connection have its rate together, and when they are done there is none.
 fn streams_share_the_rate(connect: impl Fn(&Site) -> Connection) {
     let site = Site::start(Mpm::Event, 250 << 10, THREE);

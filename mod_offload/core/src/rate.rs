@@ -63,11 +63,19 @@ pub fn queue_limit(rate: Rate) -> u32 {
     u32::try_from((rate.per_second() / 4).clamp(16 << 10, 1 << 20)).unwrap_or(1 << 20)
 }
 
-/// The same during a burst: what is in the queue at its end is paced already.
-pub const BURST_QUEUE: u32 = 64 << 10;
-
 /// The most that httpd or the kernel takes in one step; at low rates it is more than [`queue_limit`].
 const STEP: u64 = 64 << 10;
+
+/// The same during a burst: so much that the queue of a fast client does not run dry.
+pub const BURST_QUEUE: u32 = 64 << 10;
+
+/// The last bytes of a burst have a smaller queue: what is unsent at the burst's end is paced. They are so many
+/// that what the kernel takes in spite of the limit does not reach that end: a step that had been begun,
+/// and what finds room in the last segment of the queue.
+pub const BURST_END: u64 = 2 * STEP;
+
+/// The queue for [`BURST_END`]: nothing is taken while anything is unsent. Then it is one step.
+pub const BURST_END_QUEUE: u32 = 1;
 
 /// The shortest `Timeout` with which a download at this rate lives: httpd gives up when nothing could be
 /// written for so long, and between two writes the queue has to drain.

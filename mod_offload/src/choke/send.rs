@@ -3,6 +3,7 @@
 use std::os::fd::AsFd as _;
 use std::thread;
 
+use offload_core::rate::BURST_END;
 use offload_core::transfers::Manner;
 
 use super::{ASYNC, Response, Stage, complain, is_async};
@@ -29,11 +30,7 @@ pub(crate) fn write(
     if response.stage.get() == Stage::New && (census.bytes() > 0 || census.unknown) {
         response.begin(request, brigade);
     }
-    let result = match response.stage.get() {
-        Stage::New | Stage::Free => output.pass(brigade),
-        Stage::Burst(left) => response.write_burst(request, output, brigade, left),
-        Stage::Throttled => response.write_throttled(request, output, brigade),
-    };
+    let result = response.write(request, output, brigade);
     if census.ends {
         response.is_over.set(true);
         // The handler returns now; what is left is written without a worker, if the MPM can.
@@ -51,16 +48,37 @@ impl Response {
         brigade.send_files_directly(request, may_sendfile);
     }
 
+    fn write(
+        &self,
+        request: Request<'_>,
+        output: Output<'_>,
+        brigade: Brigade<'_>,
+    ) -> Result<(), Status> {
+        match self.stage.get() {
+            Stage::New | Stage::Free => output.pass(brigade),
+            Stage::Burst(left) => {
+                let next = Stage::BurstEnd(BURST_END);
+                self.write_burst(request, output, brigade, (left, Stage::Burst, next))
+            }
+            Stage::BurstEnd(left) => {
+                let next = Stage::Throttled;
+                self.write_burst(request, output, brigade, (left, Stage::BurstEnd, next))
+            }
+            Stage::Throttled => self.write_throttled(request, output, brigade),
+        }
+    }
+
+    /// Writes what is left of this stage, and what belongs to the `next` one.
     fn write_burst(
         &self,
         request: Request<'_>,
         output: Output<'_>,
         brigade: Brigade<'_>,
-        left: u64,
+        (left, stage, next): (u64, fn(u64) -> Stage, Stage),
     ) -> Result<(), Status> {
         let census = brigade.census();
         if !census.unknown && census.bytes() <= left {
-            self.stage.set(Stage::Burst(left - census.bytes()));
+            self.stage.set(stage(left - census.bytes()));
             self.send_files_directly(request, brigade);
             return self.pass(request, output, brigade);
         }
@@ -71,10 +89,10 @@ impl Response {
         self.put_spooled(request, brigade);
         self.pass_all(request, output, brigade)?;
         // The switch goes by itself, so that nothing of what follows comes before it.
-        self.switch_on(request, brigade);
+        self.go_on(next, request, brigade);
         self.pass_all(request, output, brigade)?;
         brigade.append(rest);
-        self.write_throttled(request, output, brigade)
+        self.write(request, output, brigade)
     }
 
     /// Passes a brigade on, and leaves it empty for more.

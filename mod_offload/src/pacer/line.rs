@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use offload_core::rate::{Meter, Terms, queue_limit};
+use offload_core::rate::{BURST_END_QUEUE, BURST_QUEUE, Meter, Terms, queue_limit};
 use offload_core::transfers::{Figures, Manner, Row, Shares};
 use offload_core::units::{Bytes, Rate};
 
@@ -16,6 +16,19 @@ pub(super) type News = Vec<(Summary, u64)>;
 /// How often the figures of the status page are, where nothing is shared.
 pub(super) const GLANCE: Duration = Duration::from_secs(1);
 
+/// What is being written on a connection.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// What is not throttled.
+    Free,
+    /// A burst, up to its last bytes.
+    Burst,
+    /// The last bytes of a burst.
+    BurstEnd,
+    /// What is throttled.
+    Throttled,
+}
+
 /// A connection.
 pub(super) struct Line {
     pub(super) socket: Socket,
@@ -24,11 +37,10 @@ pub(super) struct Line {
     pub(super) shares: Shares,
     /// What is divided to it of its shares.
     pub(super) part: Option<Rate>,
-    /// What the kernel was told.
+    /// What the kernel was told: the rate, and how much may be unsent (0: its own measure).
     pub(super) given: Option<Rate>,
-    pub(super) is_on: bool,
-    /// Whether the response that begins has a burst: what is in the kernel's queue at its end is paced.
-    pub(super) has_burst: bool,
+    pub(super) queue: u32,
+    pub(super) phase: Phase,
     pub(super) manner: Manner,
     pub(super) is_stream: bool,
     /// Responses in progress.
@@ -101,8 +113,8 @@ impl Line {
             shares: Shares::default(),
             part: None,
             given: None,
-            is_on: false,
-            has_burst: false,
+            queue: 0,
+            phase: Phase::Free,
             manner: response.manner,
             is_stream: response.is_stream,
             running: 0,
@@ -124,8 +136,9 @@ impl Line {
 
     /// Tells the kernel what holds, if that has changed by more than a hundredth.
     pub(super) fn apply(&mut self) {
-        let is_paced = self.is_on && !matches!(self.manner, Manner::Slept | Manner::Unthrottled);
-        let wanted = if is_paced { self.allowed() } else { None };
+        let is_paced = !matches!(self.manner, Manner::Slept | Manner::Unthrottled);
+        let phase = if is_paced { self.phase } else { Phase::Free };
+        let wanted = if phase == Phase::Throttled { self.allowed() } else { None };
         let is_near = match (self.given, wanted) {
             (None, None) => true,
             (Some(given), Some(wanted)) => {
@@ -133,12 +146,17 @@ impl Line {
             }
             _ => false,
         };
-        if is_near {
-            return;
-        }
-        self.socket.set_queue_limit(wanted.map_or(0, queue_limit));
-        if self.socket.set_rate(wanted) {
+        if !is_near && self.socket.set_rate(wanted) {
             self.given = wanted;
+        }
+        let queue = match phase {
+            Phase::Free => 0,
+            Phase::Burst => BURST_QUEUE,
+            Phase::BurstEnd => BURST_END_QUEUE,
+            Phase::Throttled => self.given.map_or(0, queue_limit),
+        };
+        if queue != self.queue && self.socket.set_queue_limit(queue) {
+            self.queue = queue;
         }
     }
 
@@ -150,7 +168,7 @@ impl Line {
         }
         let Some(sample) = self.socket.sample(now) else { return };
         let allowed = self.allowed();
-        let given = if self.is_on { allowed } else { None };
+        let given = if self.phase == Phase::Throttled { allowed } else { None };
         let own = self.own.map_or(u64::MAX, Rate::per_second);
         self.wants = self.meter.take(sample, given);
         if let (Some(row), Some(table)) = (self.row, TRANSFERS.get()) {
@@ -206,7 +224,7 @@ impl Line {
         if self.is_stream {
             // No throttled stream is left; the others are to go as fast as they can. A connection of
             // HTTP/1.1 is switched by what follows on it.
-            self.is_on = false;
+            self.phase = Phase::Free;
             self.apply();
         }
     }
