@@ -28,7 +28,8 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Listens on any free port of 127.0.0.1; `answer` writes the answer, then the connection is closed.
+    /// Listens on any free port of 127.0.0.1; `answer` writes the answer, then the connection is closed: the
+    /// answer should say so, or who asks may send another request into the closing.
     pub fn start(answer: impl Fn(&Request, &mut TcpStream) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let (address, ended) = (listener.local_addr().unwrap(), Arc::new(AtomicBool::new(false)));

@@ -15,7 +15,10 @@ fn three_handlers(mpm: Mpm) -> (Httpd, Origin) {
     let origin = Origin::start(|request, stream| {
         let length = if request.path.contains("small") { 5 } else { BIG };
         let mut left = length;
-        let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n");
+        let _ = write!(
+            stream,
+            "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
         while left > 0 {
             let part = usize::try_from(left.min(65_536)).unwrap();
             // The other side may have gone.
