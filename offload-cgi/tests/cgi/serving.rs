@@ -200,7 +200,12 @@ fn head_is_get_without_the_body_and_fills_nothing() {
     let cold = host.head("/a");
     assert!(host.files("body").is_empty() && base.count("GET") == 0);
     host.get("/a");
-    let (head, get) = (host.head("/a"), host.get("/a"));
+    let (mut head, mut get) = (host.head("/a"), host.get("/a"));
+    // A second may pass between the two.
+    for reply in [&mut head, &mut get] {
+        assert!(reply.header("Date").is_some() && reply.header("Age").is_some());
+        reply.headers.retain(|(name, _)| name != "Date" && name != "Age");
+    }
     assert_eq!(head.headers, get.headers);
     assert!(cold.body.is_empty() && head.body.is_empty());
     for reply in [cold, head] {
