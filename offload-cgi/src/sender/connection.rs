@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use std::vec::IntoIter;
 
 use nix::sys::inotify::WatchDescriptor;
+use offload_core::rate::{BURST_END, BURST_END_QUEUE, BURST_QUEUE};
 
 use super::pace::Paced;
 use super::pulse::{Least, Pulse};
@@ -179,6 +180,8 @@ pub(super) struct Sending {
     pub(super) paced: Option<Paced>,
     /// So many bytes go out before the speed holds.
     pub(super) burst: u64,
+    /// How many may wait unsent during the burst; 0: nobody has said.
+    pub(super) queue: u32,
     /// For who waits for a growing body: what wakes it, what it has seen, and when that changed last.
     pub(super) watch: Option<Watch>,
     pub(super) changes: u32,
@@ -252,7 +255,7 @@ impl Sending {
             if turn == 0 {
                 return Sent::Turn;
             }
-            let most = self.may_send().min(turn).min(part.length);
+            let most = self.may_send(socket).min(turn).min(part.length);
             match self.move_bytes(socket, part, most, now) {
                 Ok(count) => {
                     turn = turn.saturating_sub(count);
@@ -265,8 +268,9 @@ impl Sending {
         }
     }
 
-    /// How many bytes may go out in one step, at least one; begins to pace when the burst is over.
-    fn may_send(&mut self) -> u64 {
+    /// How many bytes may go out in one step, at least one; begins to pace when the burst is over. Nothing of a burst
+    /// may wait unsent then, for it would be paced.
+    fn may_send(&mut self, socket: &Socket) -> u64 {
         let Some(paced) = &self.paced else { return u64::MAX };
         if paced.has_begun() {
             return STEP;
@@ -276,7 +280,14 @@ impl Sending {
             paced.begin();
             return STEP;
         }
-        left.min(STEP)
+        let (queue, most) = match left.checked_sub(BURST_END) {
+            None | Some(0) => (BURST_END_QUEUE, left),
+            Some(before) => (BURST_QUEUE, before),
+        };
+        if queue != std::mem::replace(&mut self.queue, queue) {
+            socket.limit_queue(queue);
+        }
+        most.min(STEP)
     }
 
     fn move_bytes(

@@ -276,6 +276,7 @@ impl Sender {
             body: None,
             paced: None,
             burst: 0,
+            queue: 0,
             watch: None,
             changes: 0,
             changed: self.now,

@@ -10,6 +10,8 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::sys::sendfile::sendfile64;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
+use offload_core::rate::queue_limit;
+use offload_core::units::Rate;
 
 /// How much may wait in a socket that is not paced: enough for any speed, little beside what is in flight.
 const QUEUE: u32 = 4 << 20;
@@ -99,8 +101,14 @@ impl Socket {
     pub(crate) fn pace(&self, rate: Option<u64>) {
         if self.peer.is_some() {
             crate::shared::pace(self.as_fd(), rate);
-            let queue = rate.map_or(QUEUE, queue_limit);
-            crate::shared::limit_queue(self.as_fd(), queue);
+            self.limit_queue(rate.and_then(Rate::new).map_or(QUEUE, queue_limit));
+        }
+    }
+
+    /// Lets so many bytes wait unsent.
+    pub(crate) fn limit_queue(&self, bytes: u32) {
+        if self.peer.is_some() {
+            crate::shared::limit_queue(self.as_fd(), bytes);
         }
     }
 
@@ -133,11 +141,6 @@ pub(crate) fn prepare(listener: BorrowedFd<'_>) {
     crate::shared::limit_queue(listener, QUEUE);
     let _ = nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::TcpNoDelay, &true);
     let _ = nix::sys::socket::setsockopt(&listener, nix::sys::socket::sockopt::KeepAlive, &true);
-}
-
-/// A quarter of a second's bytes may wait in a paced socket, but so much that it never runs dry.
-pub(crate) fn queue_limit(rate: u64) -> u32 {
-    u32::try_from((rate / 4).clamp(16 << 10, 1 << 20)).unwrap_or(QUEUE)
 }
 
 fn moved(result: nix::Result<usize>) -> io::Result<Moved> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::base::{Base, Page};
-use super::host::{Connection, Daemon, start};
+use super::host::{Connection, Daemon, eventually, start};
 use super::pattern;
 
 const LENGTH: usize = 40_000_000;
@@ -70,6 +70,27 @@ fn a_burst_goes_first() {
     let begun = Instant::now();
     connection.read(2_000_000);
     assert!(begun.elapsed() > Duration::from_secs(1), "2 MB at 1 MB/s took {:?}", begun.elapsed());
+}
+
+#[test]
+fn the_burst_of_a_slow_client_is_not_cut_short() {
+    let (_base, daemon) = with_file("rate = 64K\nburst = 3M\nadmin = 127.0.0.1:0\n");
+    let mut connection = daemon.connect_slow();
+    connection.send("GET /a HTTP/1.1\r\nHost: x\r\n\r\n");
+    assert_eq!(connection.head().status, 200);
+    // It stalls until the kernel takes no more.
+    let mut seen = Vec::new();
+    eventually("nothing more is taken", || {
+        let status = daemon.look("/.offload/status?json").text();
+        let (_, transfer) = status.split_once("\"transfers\":[{").unwrap();
+        let (_, sent) = transfer.split_once("\"bytes\":").unwrap();
+        seen.push(sent.split(',').next().unwrap().to_owned());
+        (seen.iter().rev().take_while(|sent| Some(*sent) == seen.last()).count() > 40).then_some(())
+    });
+    let begun = Instant::now();
+    // What waits in the kernel when the burst's last byte is handed to it goes out at the rate: 64 KB and no more.
+    connection.read((3 << 20) - (128 << 10));
+    assert!(begun.elapsed() < Duration::from_secs(8), "3 MB took {:?}", begun.elapsed());
 }
 
 #[test]
