@@ -182,12 +182,11 @@ fn send_stored(
     let mut rest = part;
     while rest.length > 0 {
         let there = match source.look(rest.first) {
-            Ok(Look::Wait) => {
-                out.flush()?;
-                source.wait_for(rest.first)
-            }
             Ok(Look::Bytes(there)) => Ok(there),
-            Err(failure) => Err(failure),
+            look => {
+                out.flush()?;
+                look.and_then(|_| source.wait_for(rest.first))
+            }
         };
         match there {
             Ok(there) => {
@@ -199,14 +198,10 @@ fn send_stored(
                 if failure.kind.is_of_cache()
                     && (rest.first == 0 || source.record.validators.are_strong()) =>
             {
-                out.flush()?;
                 let mut incoming = pass_on(&failure, source, rest).map_err(Cut::Source)?;
                 return pass(&mut incoming, rest, out);
             }
-            Err(failure) => {
-                out.flush()?;
-                return Err(Cut::Source(failure));
-            }
+            Err(failure) => return Err(Cut::Source(failure)),
         }
     }
     Ok(())

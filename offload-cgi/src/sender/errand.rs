@@ -160,6 +160,37 @@ impl Errand {
         self.settle(known);
     }
 
+    fn hear_out(mut self: Box<Self>, news: News) {
+        // Who has nobody asking for him is not to wait for each of the others in turn.
+        let is_over = match &news {
+            News::None => self.is_over(),
+            _ => self.is_forgotten(),
+        };
+        if is_over {
+            return;
+        }
+        let (common, site) = (Arc::clone(&self.common), self.site.number);
+        match news {
+            // Who was told something that was not so any more needs something newer.
+            News::Heard(Ok(known)) if self.changes > 0 && !known.is_asked() => self.ask(),
+            News::Heard(known) => match self.site.exchange().proceed(&self.request, &known) {
+                Some(outcome) => self.end(outcome),
+                // It is for the base to send it.
+                None => common.pool.ask(site, move || self.settle(known)),
+            },
+            News::Private => common.pool.ask(site, move || self.ask_alone()),
+            News::None => self.ask(),
+        }
+    }
+
+    fn ask_alone(mut self: Box<Self>) {
+        if self.is_over() {
+            return;
+        }
+        let known = self.site.exchange().check_alone(&self.request);
+        self.settle(known);
+    }
+
     fn settle(mut self: Box<Self>, known: Result<Known, Failure>) {
         if self.is_forgotten() {
             return;
@@ -242,39 +273,6 @@ impl Visitor for Box<Errand> {
     fn hear(self, news: News) {
         let common = Arc::clone(&self.common);
         common.pool.give(move || self.hear_out(news));
-    }
-}
-
-impl Errand {
-    fn hear_out(mut self: Box<Self>, news: News) {
-        // Who has nobody asking for him is not to wait for each of the others in turn.
-        let is_over = match &news {
-            News::None => self.is_over(),
-            _ => self.is_forgotten(),
-        };
-        if is_over {
-            return;
-        }
-        let (common, site) = (Arc::clone(&self.common), self.site.number);
-        match news {
-            // Who was told something that was not so any more needs something newer.
-            News::Heard(Ok(known)) if self.changes > 0 && !known.is_asked() => self.ask(),
-            News::Heard(known) => match self.site.exchange().proceed(&self.request, &known) {
-                Some(outcome) => self.end(outcome),
-                // It is for the base to send it.
-                None => common.pool.ask(site, move || self.settle(known)),
-            },
-            News::Private => common.pool.ask(site, move || self.ask_alone()),
-            News::None => self.ask(),
-        }
-    }
-
-    fn ask_alone(mut self: Box<Self>) {
-        if self.is_over() {
-            return;
-        }
-        let known = self.site.exchange().check_alone(&self.request);
-        self.settle(known);
     }
 }
 

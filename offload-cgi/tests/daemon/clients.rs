@@ -7,7 +7,7 @@ use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::base::{Base, Page};
-use super::host::{Daemon, client, eventually, start};
+use super::host::{Daemon, client, eventually, start, start_counting};
 use super::pattern;
 
 const LENGTH: usize = 12_000_000;
@@ -67,7 +67,7 @@ fn an_accelerator_gets_the_file_over_as_many_connections_as_it_may_have() {
     ] {
         let (base, body) = (Base::start(), pattern(LENGTH));
         base.put("/a.bin", Page::new("\"v1\"", body.clone()));
-        let daemon = with_queue(&base, mode);
+        let daemon = start_counting(&base, mode);
         assert!(aria2(&daemon), "{mode}");
         assert!(fs::read(daemon.path("a.bin")).unwrap() == body, "{mode}");
     }
@@ -77,7 +77,7 @@ fn an_accelerator_gets_the_file_over_as_many_connections_as_it_may_have() {
 fn one_connection_too_many_is_told_so_and_the_first_goes_on() {
     let (base, body) = (Base::start(), pattern(LENGTH));
     base.put("/a.bin", Page::new("\"v1\"", body.clone()));
-    let daemon = with_queue(&base, "fresh = 10s\n");
+    let daemon = start_counting(&base, "fresh = 10s\n");
     // The second and the third time it is a hit, that of a file which is kept open.
     for _ in 0..3 {
         // The place of the download before comes back a moment after its last byte.
@@ -109,7 +109,7 @@ fn who_has_all_of_a_download_may_have_it_again_at_once() {
     let mut processors = CpuSet::new();
     processors.set(0).unwrap();
     sched_setaffinity(Pid::from_raw(0), &processors).unwrap();
-    let daemon = with_queue(&base, "fresh = 10s\nsenders = 4\n");
+    let daemon = start_counting(&base, "fresh = 10s\nsenders = 4\n");
     let statuses: Vec<u16> = (0..2000).map(|_| daemon.get("/a.bin").status).collect();
     let refused = statuses.iter().filter(|status| **status != 200).count();
     assert_eq!(refused, 0, "of {}", statuses.len());
@@ -121,7 +121,7 @@ fn whose_turn_does_not_come_is_told_so_in_time() {
     let mut page = Page::new("\"v1\"", pattern(6_000_000));
     page.slow = Some((100_000, Duration::from_millis(100)));
     base.put("/a.bin", page);
-    let daemon = with_queue(&base, "dupe-mode = queue\ntimeout = 1s\n");
+    let daemon = start_counting(&base, "dupe-mode = queue\ntimeout = 1s\n");
     let mut first = daemon.connect();
     first.send("GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(first.head().status, 200);
@@ -131,20 +131,11 @@ fn whose_turn_does_not_come_is_told_so_in_time() {
     assert_eq!(second.receive().status, 403);
 }
 
-/// A daemon that lets a client have one download of a file at a time.
-fn with_queue(base: &Base, lines: &str) -> Daemon {
-    super::host::start_with(&format!(
-        "listen = 127.0.0.1:0\nbase = http://base.test\nbase-address = 127.0.0.1:{}\n\
-         cache = {{folder}}/cache\nkeep-free = 0\n{lines}",
-        base.port
-    ))
-}
-
 #[test]
 fn who_queues_gets_the_file_when_its_turn_has_come() {
     let (base, body) = (Base::start(), pattern(LENGTH));
     base.put("/a.bin", Page::new("\"v1\"", body.clone()));
-    let daemon = with_queue(&base, "dupe-mode = queue\n");
+    let daemon = start_counting(&base, "dupe-mode = queue\n");
     let mut first = daemon.connect_slow();
     first.send("GET /a.bin HTTP/1.1\r\nHost: x\r\n\r\n");
     assert_eq!(first.head().status, 200);

@@ -35,13 +35,22 @@ pub(crate) fn start(base: &Base, lines: &str) -> Daemon {
     start_in(configured(base, lines), |_| {})
 }
 
-/// The folder of one that would be started so.
+/// The same, but unless the lines say otherwise a client has one download of a file at a time.
+pub(crate) fn start_counting(base: &Base, lines: &str) -> Daemon {
+    start_with(&settings(base, lines))
+}
+
+/// The folder of one that would be started with `start`.
 pub(crate) fn configured(base: &Base, lines: &str) -> tempfile::TempDir {
-    configured_with(&format!(
+    configured_with(&settings(base, &format!("max-dupes = 0\n{lines}")))
+}
+
+fn settings(base: &Base, lines: &str) -> String {
+    format!(
         "listen = 127.0.0.1:0\nbase = http://base.test\nbase-address = 127.0.0.1:{}\n\
-         cache = {{folder}}/cache\nkeep-free = 0\nmax-dupes = 0\n{lines}",
+         cache = {{folder}}/cache\nkeep-free = 0\n{lines}",
         base.port
-    ))
+    )
 }
 
 /// Starts one with this file.
